@@ -1,0 +1,32 @@
+# The commands of the project. CONTRIBUTING.md says what each is for.
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+GO      ?= go
+
+.PHONY: build demo test check interop bench clean
+
+build:
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/fieldferry ./cmd/fieldferry
+
+demo: build
+	bin/fieldferry demo
+
+test:
+	$(GO) test ./...
+
+check:
+	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$unformatted" ]; then echo "not formatted: $$unformatted"; exit 1; fi
+	$(GO) vet ./...
+	$(GO) vet -tags interop ./...
+	$(GO) tool staticcheck -tags interop ./...
+	$(GO) test -race ./...
+
+# Tests against real peers, which it installs from Debian's packages if they are missing.
+interop:
+	.ci/peers
+	$(GO) test -tags interop -count=1 -timeout 20m -run '^TestInterop' ./...
+
+bench:
+	$(GO) test -run '^$$' -bench . -benchtime 1s ./...
+
+clean:
+	rm -rf bin

@@ -1,0 +1,380 @@
+// Package buffer keeps messages until their destinations have them. A message is
+// appended once, as one record in the log of its class; each destination has a
+// copy of it in an outbox, and settles that copy when it is delivered. What was
+// appended survives a crash of the process and of the machine, and the ledger
+// says at any time what became of every copy.
+//
+// It knows of MQTT no more than the words: topic, QoS, retain, properties.
+package buffer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/fieldferry/fieldferry/buffer/log"
+)
+
+var (
+	// ErrFull is given to a receipt when there is no room for the message.
+	// Nothing of it is stored.
+	ErrFull = errors.New("buffer is full")
+	// ErrTooLarge is returned for a message that no block can hold.
+	ErrTooLarge = errors.New("message is too large for the buffer")
+	// ErrClosed is returned once Close was called.
+	ErrClosed = errors.New("buffer is closed")
+	// ErrFailed is given to a receipt when the disk failed. The message must not
+	// be acknowledged.
+	ErrFailed = errors.New("buffer storage failed")
+)
+
+// Options of a buffer; the zero value works.
+type Options struct {
+	Linger          time.Duration // longest an append that is not urgent waits for company
+	PageSize        int           // of the files; 0 is 16 KiB
+	Compress        bool          // zstd
+	GenerationBytes int64         // 0 is 32 MiB
+	Clock           log.Clock     // nil is the machine's
+	Logger          *slog.Logger  // nil discards
+}
+
+// Receipt is told once how an append ended: nil when the message is durable.
+// Stored is called in the order of the appends of a class, from one goroutine for
+// each class, and must not block.
+type Receipt interface{ Stored(err error) }
+
+// Buffer is an open data folder. Its methods may be called concurrently.
+type Buffer struct {
+	meta   *meta
+	clock  log.Clock
+	logger *slog.Logger
+	chains [NumClasses]*chain
+
+	kick      chan struct{} // to the flusher
+	stop      chan struct{} // closed by Close
+	flushing  sync.WaitGroup
+	notifying sync.WaitGroup
+	closing   sync.Once
+	closeErr  error
+
+	mu       sync.Mutex // guards what follows
+	outboxes map[outboxKey]*Outbox
+	nextID   uint32
+}
+
+type outboxKey struct {
+	name  string
+	class Class
+}
+
+// Open opens the buffer in a folder, or makes one there.
+func Open(dir string, o Options) (*Buffer, error) {
+	if o.Clock == nil {
+		o.Clock = log.SystemClock{}
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.PageSize == 0 {
+		o.PageSize = 16 << 10
+	}
+	// The disks first: they make the folder.
+	var disks [NumClasses]log.Disk
+	for c := range NumClasses {
+		disk, err := log.Files(filepath.Join(dir, c.String()), log.FileOptions{PageSize: o.PageSize, GenerationBytes: o.GenerationBytes})
+		if err != nil {
+			return nil, fmt.Errorf("open buffer: %w", err)
+		}
+		disks[c] = disk
+	}
+	m, err := openMeta(dir, o.PageSize)
+	if err != nil {
+		return nil, err
+	}
+	b := &Buffer{
+		meta: m, clock: o.Clock, logger: o.Logger,
+		kick: make(chan struct{}, 1), stop: make(chan struct{}),
+		outboxes: make(map[outboxKey]*Outbox), nextID: 1,
+	}
+	if err := b.recover(disks, o); err != nil {
+		for _, c := range b.chains {
+			if c != nil && c.log != nil {
+				err = errors.Join(err, c.log.Close())
+				close(c.receipts)
+			}
+		}
+		b.notifying.Wait()
+		return nil, errors.Join(fmt.Errorf("open buffer: %w", err), m.close())
+	}
+	b.flushing.Go(b.flush)
+	return b, nil
+}
+
+// recover brings the outboxes to where the last process life left them.
+func (b *Buffer) recover(disks [NumClasses]log.Disk, o Options) error {
+	outboxes, gens, rejected, err := b.meta.load()
+	if err != nil {
+		return err
+	}
+	sealed := make([]map[log.GenID]log.Seal, NumClasses)
+	for class := range NumClasses {
+		sealed[class] = make(map[log.GenID]log.Seal)
+		b.chains[class] = &chain{
+			buffer: b, class: class,
+			receipts: make(chan []*pending, 8),
+			outboxes: make(map[uint32]*Outbox),
+			gens:     make(map[log.GenID]*generation),
+		}
+		b.chains[class].rejected.Store(rejected[class])
+	}
+	for _, s := range outboxes {
+		b.addOutbox(s)
+	}
+	for _, g := range gens {
+		sealed[g.class][g.seal.ID] = g.seal
+	}
+	for class, c := range b.chains {
+		if err := b.openChain(c, disks[class], sealed[class], gens, o); err != nil {
+			return fmt.Errorf("class %s: %w", c.class, err)
+		}
+	}
+	return nil
+}
+
+func (b *Buffer) openChain(c *chain, disk log.Disk, sealed map[log.GenID]log.Seal, gens []storedGeneration, o Options) error {
+	ids, err := disk.List()
+	if err != nil {
+		return err
+	}
+	there := make(map[log.GenID]bool)
+	for _, id := range ids {
+		there[id] = true
+	}
+	var gone []log.GenID
+	for _, g := range gens {
+		switch {
+		case g.class != c.class:
+		case !there[g.seal.ID]:
+			gone = append(gone, g.seal.ID)
+		default:
+			known := &generation{id: g.seal.ID}
+			known.sealed.Store(true)
+			c.gens[known.id] = known
+			for _, s := range g.spans {
+				c.recovered(known, s)
+			}
+		}
+	}
+	if len(gone) > 0 {
+		if err := b.meta.forget(c.class, gone); err != nil {
+			return err
+		}
+	}
+	c.log, err = log.Open(disk, b.meta.epoch, sealed, c.recoverBlock, c, log.Options{
+		Class: byte(c.class), Linger: o.Linger, Compress: o.Compress, GenerationBytes: o.GenerationBytes,
+		Clock: o.Clock, Logger: o.Logger.With("class", c.class.String()),
+	})
+	if err != nil {
+		return err
+	}
+	for _, o := range c.outboxes {
+		o.enc.next = o.next
+		o.dupTo = o.sent
+	}
+	b.notifying.Go(c.notify)
+	return nil
+}
+
+// recoverBlock takes note of a block of a generation that was not sealed.
+func (c *chain) recoverBlock(id log.GenID, h log.Header, p []byte) {
+	g := c.gens[id]
+	if g == nil {
+		g = &generation{id: id, spans: make(map[uint32]span)}
+		c.gens[id] = g
+	}
+	dir, ok := parseDirectory(p)
+	if !ok {
+		c.buffer.logger.Error("directory of a block is malformed", "class", c.class.String(), "block", h.First.String())
+		return
+	}
+	for outbox, m := range dir.marks {
+		if o := c.outboxes[outbox]; o != nil && m.cursor >= o.cursor {
+			o.recoverMarks(m)
+		}
+	}
+	for _, s := range dir.spans {
+		if c.outboxes[s.outbox] == nil {
+			c.buffer.addOutbox(storedOutbox{id: s.outbox, class: c.class, name: dir.names[s.outbox], next: s.first})
+		}
+		g.extend(s)
+		c.recovered(g, s)
+	}
+}
+
+// recoverMarks moves an outbox that is being recovered forward.
+func (o *Outbox) recoverMarks(m marks) {
+	m.sent, m.rec, m.comp = max(o.sent, m.sent), max(o.rec, m.rec), max(o.comp, m.comp)
+	o.marks = m
+	for len(o.pins) > 0 && o.pins[0].last <= o.cursor {
+		o.stored -= o.pins[0].last - o.pins[0].first + 1
+		o.chain.unpin(o.pins[0].gen)
+		o.pins = o.pins[1:]
+	}
+	if len(o.pins) > 0 && o.pins[0].first <= o.cursor {
+		o.stored -= o.cursor + 1 - o.pins[0].first
+		o.pins[0].first = o.cursor + 1
+	}
+	o.taken = o.cursor
+}
+
+// recovered takes note of copies that a generation holds.
+func (c *chain) recovered(g *generation, s span) {
+	o := c.outboxes[s.outbox]
+	if o == nil {
+		return
+	}
+	o.next = max(o.next, s.last+1)
+	s.first = max(s.first, o.cursor+1)
+	if s.first > s.last {
+		return
+	}
+	o.stored += s.last - s.first + 1
+	o.pin(s, g)
+}
+
+// addOutbox makes an outbox known. b.mu is held, or nobody else knows b yet.
+func (b *Buffer) addOutbox(s storedOutbox) *Outbox {
+	c := b.chains[s.class]
+	o := &Outbox{id: s.id, name: s.name, class: s.class, chain: c, next: max(s.next, 1), marks: s.marks, taken: s.marks.cursor, dupTo: s.marks.sent}
+	o.enc.next = o.next
+	b.outboxes[outboxKey{s.name, s.class}] = o
+	b.nextID = max(b.nextID, s.id+1)
+	c.mu.Lock()
+	c.outboxes[s.id] = o
+	c.mu.Unlock()
+	return o
+}
+
+// Outbox returns the outbox of a destination in a class. A new one is durable on
+// return.
+func (b *Buffer) Outbox(name string, class Class) (*Outbox, error) {
+	if class >= NumClasses {
+		return nil, fmt.Errorf("outbox %s: there is no class %d", name, class)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if o := b.outboxes[outboxKey{name, class}]; o != nil {
+		return o, nil
+	}
+	// The lock is held over the write: two callers must not make one name twice,
+	// and outboxes are made when the program or a session begins.
+	o := &Outbox{id: b.nextID, name: name, class: class, next: 1}
+	if err := b.meta.create(o); err != nil {
+		return nil, fmt.Errorf("make outbox %s: %w", name, err)
+	}
+	return b.addOutbox(storedOutbox{id: o.id, class: class, name: name, next: 1}), nil
+}
+
+// Outboxes returns all outboxes there are.
+func (b *Buffer) Outboxes() []*Outbox {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	all := make([]*Outbox, 0, len(b.outboxes))
+	for _, o := range b.outboxes {
+		all = append(all, o)
+	}
+	return all
+}
+
+// Append queues a message for the next commit of its class and returns; r is told
+// how it ended. It blocks only for back pressure, while 4 MiB of the class wait
+// for the disk. With an error, r is told nothing.
+func (b *Buffer) Append(ctx context.Context, class Class, m *Message, r Receipt) error {
+	if len(m.Copies) == 0 || class >= NumClasses {
+		return fmt.Errorf("append to class %s: message has no destination", class)
+	}
+	p := pendings.Get().(*pending)
+	p.receipt = r
+	for i := range m.Copies {
+		if c := m.Copies[i].Outbox.class; c != class {
+			return fmt.Errorf("append to class %s: a copy is for an outbox of class %s", class, c)
+		}
+		p.outboxes = append(p.outboxes, m.Copies[i].Outbox)
+	}
+	p.record = appendRecord(p.record[:0], m, b.now())
+	err := b.chains[class].log.Append(ctx, log.Entry{Data: p.record, Urgent: m.Urgent, Tag: p})
+	switch {
+	case errors.Is(err, log.ErrClosed):
+		return ErrClosed
+	case errors.Is(err, log.ErrTooLarge):
+		return ErrTooLarge
+	}
+	return err
+}
+
+func (b *Buffer) now() time.Time { return b.clock.Now() }
+
+// Origin is the random name of this data folder, 8 hex digits.
+func (b *Buffer) Origin() string { return fmt.Sprintf("%08x", b.meta.origin) }
+
+// Boot counts the process lives on this data folder, from 1.
+func (b *Buffer) Boot() uint32 { return b.meta.epoch }
+
+// Stats is what the buffer holds and has seen.
+type Stats struct {
+	Ledger      Ledger
+	Classes     [NumClasses]ClassStats
+	Generations int
+	Bytes       int64 // of blocks, as written
+}
+
+// ClassStats is the part of a class.
+type ClassStats struct {
+	Ledger   Ledger
+	Rejected uint64 // appends that failed; they are in no ledger
+}
+
+// Stats counts over all outboxes.
+func (b *Buffer) Stats() Stats {
+	var s Stats
+	for _, o := range b.Outboxes() {
+		s.Classes[o.class].Ledger.Add(o.Ledger())
+	}
+	for class, c := range b.chains {
+		s.Classes[class].Rejected = c.rejected.Load()
+		s.Ledger.Add(s.Classes[class].Ledger)
+		gens, _ := c.log.Generations()
+		s.Generations += len(gens)
+		for _, g := range gens {
+			s.Bytes += g.Bytes
+		}
+	}
+	return s
+}
+
+// Close commits what is queued, makes all marks durable and closes the files.
+// Readers must be closed before.
+func (b *Buffer) Close() error {
+	b.closing.Do(func() {
+		close(b.stop)
+		b.flushing.Wait()
+		var errs []error
+		for _, c := range b.chains {
+			// Sealed while the notifier still runs: receipts come first.
+			errs = append(errs, c.log.Rotate(context.Background()))
+		}
+		errs = append(errs, b.save(true), b.sweep())
+		for _, c := range b.chains {
+			errs = append(errs, c.log.Close())
+			close(c.receipts)
+		}
+		b.notifying.Wait()
+		errs = append(errs, b.save(true), b.meta.close())
+		b.closeErr = errors.Join(errs...)
+	})
+	return b.closeErr
+}

@@ -1,0 +1,180 @@
+package buffer
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// receipt waits for an append.
+type receipt chan error
+
+func (r receipt) Stored(err error) { r <- err }
+
+func open(t testing.TB, dir string) *Buffer {
+	t.Helper()
+	b, err := Open(dir, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func outbox(t testing.TB, b *Buffer, name string, class Class) *Outbox {
+	t.Helper()
+	o, err := b.Outbox(name, class)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return o
+}
+
+// put appends messages numbered from first to last and waits until they are
+// stored.
+func put(t testing.TB, b *Buffer, first, last int, outboxes ...*Outbox) {
+	t.Helper()
+	r := make(receipt, last-first+1)
+	for i := first; i <= last; i++ {
+		m := &Message{Topic: "t", Payload: fmt.Appendf(nil, "m%d", i), QoS: 1, Urgent: i == last}
+		for _, o := range outboxes {
+			m.Copies = append(m.Copies, Copy{Outbox: o, QoS: 1})
+		}
+		if err := b.Append(t.Context(), outboxes[0].Class(), m, r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := first; i <= last; i++ {
+		if err := <-r; err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// take returns the next n payloads of a reader, and the deliveries.
+func take(t testing.TB, r *Reader, n int) (payloads []string, all []Delivery) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	dst := make([]Delivery, 7)
+	for len(all) < n {
+		got, err := r.Next(ctx, dst[:min(len(dst), n-len(all))])
+		if err != nil {
+			t.Fatalf("after %d of %d: %v", len(all), n, err)
+		}
+		all = append(all, dst[:got]...)
+	}
+	for _, d := range all {
+		payloads = append(payloads, string(d.Payload))
+	}
+	return payloads, all
+}
+
+func want(first, last int) (w []string) {
+	for i := first; i <= last; i++ {
+		w = append(w, fmt.Sprintf("m%d", i))
+	}
+	return w
+}
+
+func balance(t testing.TB, o *Outbox, w Ledger) {
+	t.Helper()
+	l := o.Ledger()
+	if d := l.Difference(); d != 0 {
+		t.Errorf("the ledger of %s is out by %d: %+v", o.Name(), d, l)
+	}
+	if w.Dropped == nil {
+		w.Dropped = map[string]uint64{}
+	}
+	if diff := cmp.Diff(w, l); diff != "" {
+		t.Errorf("ledger of %s (-want +got):\n%s", o.Name(), diff)
+	}
+}
+
+func TestOutboxHandsOutInOrderAndSettlesInAnyOrder(t *testing.T) {
+	b := open(t, t.TempDir())
+	defer b.Close()
+	o := outbox(t, b, "cloud", Telemetry)
+	put(t, b, 1, 100, o)
+	r, err := b.Reader(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	got, all := take(t, r, 100)
+	if diff := cmp.Diff(want(1, 100), got); diff != "" {
+		t.Fatal(diff)
+	}
+	for _, i := range []int{99, 0, 50, 1, 2, 50} {
+		o.Settle(all[i].Ordinal, Delivered)
+	}
+	balance(t, o, Ledger{Accepted: 100, Delivered: 5, Stored: 95})
+	r.Rewind()
+	got, all = take(t, r, 95)
+	unsettled := slices.Delete(want(4, 99), 47, 48) // m51 is settled
+	if diff := cmp.Diff(unsettled, got); diff != "" {
+		t.Fatal(diff)
+	}
+	for _, d := range all {
+		if !d.Dup {
+			t.Errorf("%s comes again without Dup", d.Payload)
+		}
+		o.Settle(d.Ordinal, Delivered)
+	}
+	balance(t, o, Ledger{Accepted: 100, Delivered: 100})
+}
+
+func TestReopenGoesOnWhereItWas(t *testing.T) {
+	dir := t.TempDir()
+	b := open(t, dir)
+	o, p := outbox(t, b, "cloud", Telemetry), outbox(t, b, "plant", Telemetry)
+	put(t, b, 1, 10, o, p)
+	r, err := b.Reader(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, all := take(t, r, 4)
+	for _, d := range all {
+		o.Settle(d.Ordinal, Delivered)
+	}
+	r.Close()
+	origin := b.Origin()
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+
+	b = open(t, dir)
+	if b.Origin() != origin || b.Boot() != 2 {
+		t.Errorf("origin %s boot %d, want %s and 2", b.Origin(), b.Boot(), origin)
+	}
+	o, p = outbox(t, b, "cloud", Telemetry), outbox(t, b, "plant", Telemetry)
+	balance(t, o, Ledger{Accepted: 10, Delivered: 4, Stored: 6})
+	balance(t, p, Ledger{Accepted: 10, Stored: 10})
+	put(t, b, 11, 12, o)
+	if r, err = b.Reader(o, p); err != nil {
+		t.Fatal(err)
+	}
+	got, all := take(t, r, 18)
+	if diff := cmp.Diff(append(want(5, 12), want(1, 10)...), got); diff != "" {
+		t.Fatal(diff)
+	}
+	for _, d := range all {
+		d.Outbox.Settle(d.Ordinal, Delivered)
+	}
+	if all[7].Ordinal != 12 {
+		t.Errorf("the ordinals went on at %d, want 12", all[7].Ordinal)
+	}
+	r.Close()
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+	b = open(t, dir)
+	defer b.Close()
+	balance(t, outbox(t, b, "cloud", Telemetry), Ledger{Accepted: 12, Delivered: 12})
+	if s := b.Stats(); s.Generations != 0 {
+		t.Errorf("%d generations are left of a drained buffer", s.Generations)
+	}
+}

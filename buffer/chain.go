@@ -1,0 +1,229 @@
+package buffer
+
+import (
+	"encoding/binary"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/fieldferry/fieldferry/buffer/log"
+)
+
+// chain is the log of one class and what the outboxes of that class know about
+// it. It is the log's owner.
+type chain struct {
+	buffer   *Buffer
+	class    Class
+	log      *log.Log
+	receipts chan []*pending // of committed and failed appends, in order
+
+	rejected atomic.Uint64 // appends that failed
+
+	// Of the goroutine that writes directories.
+	touched []*Outbox // have copies in the block being made
+	spans   []span
+
+	// Of the committing goroutine.
+	writing *generation
+
+	mu       sync.Mutex // guards what follows
+	outboxes map[uint32]*Outbox
+	gens     map[log.GenID]*generation
+}
+
+// generation counts the outboxes that need a generation of the log.
+type generation struct {
+	id     log.GenID
+	pins   atomic.Int64
+	sealed atomic.Bool
+	spans  map[uint32]span // until it is sealed: what it holds of each outbox
+}
+
+// pending is an append on its way.
+type pending struct {
+	record   []byte
+	outboxes []*Outbox
+	receipt  Receipt
+	err      error
+}
+
+var pendings = sync.Pool{New: func() any { return new(pending) }}
+
+func (c *chain) pin(g *generation) { g.pins.Add(1) }
+
+func (c *chain) unpin(g *generation) {
+	if g.pins.Add(-1) == 0 {
+		c.buffer.kickFlusher()
+	}
+}
+
+// Directory gives ordinals to the copies of a block.
+func (c *chain) Directory(dst []byte, entries []log.Entry, fresh, again bool) []byte {
+	if again || fresh {
+		c.mu.Lock()
+		for _, o := range c.outboxes {
+			if fresh {
+				o.enc.named = false
+			}
+			if again {
+				o.mu.Lock()
+				o.enc.next = o.next
+				o.mu.Unlock()
+			}
+		}
+		c.mu.Unlock()
+	}
+	c.touched = c.touched[:0]
+	for i := range entries {
+		for _, o := range entries[i].Tag.(*pending).outboxes {
+			if o.enc.count == 0 {
+				o.enc.first = o.enc.next
+				c.touched = append(c.touched, o)
+			}
+			o.enc.count++
+			o.enc.next++
+		}
+	}
+	unnamed := 0
+	c.spans = c.spans[:0]
+	for _, o := range c.touched {
+		c.spans = append(c.spans, span{o.id, o.enc.first, o.enc.next - 1})
+		o.enc.count = 0
+		if !o.enc.named {
+			unnamed++
+		}
+	}
+	dst = binary.AppendUvarint(dst, uint64(unnamed))
+	for _, o := range c.touched {
+		if !o.enc.named {
+			o.enc.named = true
+			dst = binary.AppendUvarint(dst, uint64(o.id))
+			dst = appendString(dst, o.name)
+		}
+	}
+	dst = appendSpans(dst, c.spans)
+	// The marks of the outboxes that get something travel along for nothing.
+	now := time.Now()
+	dst = binary.AppendUvarint(dst, uint64(len(c.touched)))
+	for _, o := range c.touched {
+		o.mu.Lock()
+		m, _ := o.durable()
+		o.since = now // give the block time to get there before meta.db is written
+		o.mu.Unlock()
+		dst = binary.AppendUvarint(dst, uint64(o.id))
+		dst = appendMarks(dst, &m)
+	}
+	return dst
+}
+
+// Committed hands a durable block's copies to their outboxes, and tells everyone
+// who waits.
+func (c *chain) Committed(b *log.Block, id log.GenID, entries []log.Entry, err error) {
+	reason := err
+	if log.NoSpace(err) {
+		reason = ErrFull
+	} else if err != nil {
+		reason = ErrFailed
+	}
+	done := make([]*pending, len(entries))
+	for i := range entries {
+		done[i] = entries[i].Tag.(*pending)
+		done[i].err = reason
+	}
+	if err == nil {
+		c.accept(b, id)
+	} else {
+		c.rejected.Add(uint64(len(entries)))
+		c.buffer.logger.Error("messages could not be stored", "class", c.class.String(), "count", len(entries), "err", err)
+	}
+	c.receipts <- done
+}
+
+func (c *chain) accept(b *log.Block, id log.GenID) {
+	g := c.writing
+	if g == nil || g.id != id {
+		g = &generation{id: id, spans: make(map[uint32]span)}
+		c.writing = g
+		c.mu.Lock()
+		c.gens[id] = g
+		c.mu.Unlock()
+	}
+	dir, _ := parseDirectory(b.Directory)
+	c.mu.Lock()
+	outboxes := make([]*Outbox, len(dir.spans))
+	for i, s := range dir.spans {
+		outboxes[i] = c.outboxes[s.outbox]
+	}
+	c.mu.Unlock()
+	for i, s := range dir.spans {
+		g.extend(s)
+		outboxes[i].committed(s, g)
+	}
+}
+
+func (g *generation) extend(s span) {
+	if have, ok := g.spans[s.outbox]; ok {
+		s.first = have.first
+	}
+	g.spans[s.outbox] = s
+}
+
+// Sealed makes durable what a generation holds, and how far the outboxes of the
+// class are settled.
+func (c *chain) Sealed(s log.Seal) error {
+	c.mu.Lock()
+	g := c.gens[s.ID]
+	c.mu.Unlock()
+	if err := c.buffer.meta.seal(c, s, g.spans); err != nil {
+		return err
+	}
+	g.spans = nil
+	g.sealed.Store(true)
+	if c.writing == g {
+		c.writing = nil
+	}
+	if g.pins.Load() == 0 {
+		c.buffer.kickFlusher()
+	}
+	return nil
+}
+
+// notify tells receipts how their appends ended, in the order of the commits.
+func (c *chain) notify() {
+	for done := range c.receipts {
+		for _, p := range done {
+			p.receipt.Stored(p.err)
+			clear(p.outboxes)
+			*p = pending{record: p.record[:0], outboxes: p.outboxes[:0]}
+			if cap(p.record) <= 64<<10 {
+				pendings.Put(p)
+			}
+		}
+	}
+}
+
+// drained returns the sealed generations that no outbox needs.
+func (c *chain) drained() []*generation {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var gens []*generation
+	for _, g := range c.gens {
+		if g.sealed.Load() && g.pins.Load() == 0 {
+			gens = append(gens, g)
+		}
+	}
+	return gens
+}
+
+// idle reports whether the generation that is being written holds nothing that
+// anyone needs.
+func (c *chain) idle() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, g := range c.gens {
+		if !g.sealed.Load() {
+			return g.pins.Load() == 0
+		}
+	}
+	return false
+}

@@ -1,0 +1,115 @@
+package buffer
+
+import "encoding/binary"
+
+// The directory of a block says which ordinals its records take in which outbox,
+// and how far outboxes were settled when it was written:
+//
+//	names  uvarint count, each: outbox uvarint, name uvarint length, bytes
+//	spans  uvarint count, each: outbox uvarint, first ordinal uvarint, copies uvarint
+//	marks  uvarint count, each: outbox uvarint, marks (see appendMarks)
+//
+// Within a block, the copies of an outbox take the ordinals of its span in the
+// order of the records. A name stands in the first block of a generation that
+// has copies for the outbox, so that a generation explains itself.
+
+// span is the ordinals an outbox has in a block or in a generation.
+type span struct {
+	outbox      uint32
+	first, last uint64
+}
+
+// marks is how far an outbox is settled. Every copy up to cursor is settled with
+// the outcomes counted.
+type marks struct {
+	cursor uint64
+	sent   uint64 // copies up to here may have been handed out
+	// What an exactly-once destination told us: up to rec a PUBREC, up to comp a
+	// PUBCOMP.
+	rec, comp uint64
+	outcomes  [numOutcomes]uint64
+}
+
+func appendMarks(dst []byte, m *marks) []byte {
+	for _, v := range [...]uint64{m.cursor, m.sent, m.rec, m.comp, uint64(len(m.outcomes))} {
+		dst = binary.AppendUvarint(dst, v)
+	}
+	for _, v := range m.outcomes {
+		dst = binary.AppendUvarint(dst, v)
+	}
+	return dst
+}
+
+func (d *decoder) marks() (m marks) {
+	m.cursor, m.sent, m.rec, m.comp = d.uvarint(), d.uvarint(), d.uvarint(), d.uvarint()
+	for i, n := uint64(0), d.uvarint(); i < n && !d.bad; i++ {
+		v := d.uvarint()
+		if i < uint64(len(m.outcomes)) {
+			m.outcomes[i] = v
+		}
+	}
+	return m
+}
+
+// directory is a parsed directory.
+type directory struct {
+	names map[uint32]string
+	spans []span
+	marks map[uint32]marks
+}
+
+func parseDirectory(p []byte) (dir directory, ok bool) {
+	d := decoder{p: p}
+	if n := d.uvarint(); n > 0 {
+		dir.names = make(map[uint32]string)
+		for ; n > 0 && !d.bad; n-- {
+			id := uint32(d.uvarint())
+			dir.names[id] = string(d.bytes())
+		}
+	}
+	dir.spans = d.spans(nil)
+	if n := d.uvarint(); n > 0 {
+		dir.marks = make(map[uint32]marks)
+		for ; n > 0 && !d.bad; n-- {
+			id := uint32(d.uvarint())
+			dir.marks[id] = d.marks()
+		}
+	}
+	return dir, !d.bad
+}
+
+func (d *decoder) spans(dst []span) []span {
+	for n := d.uvarint(); n > 0 && !d.bad; n-- {
+		id, first, count := d.uvarint(), d.uvarint(), d.uvarint()
+		if count > 0 {
+			dst = append(dst, span{uint32(id), first, first + count - 1})
+		}
+	}
+	return dst
+}
+
+func appendSpans(dst []byte, spans []span) []byte {
+	dst = binary.AppendUvarint(dst, uint64(len(spans)))
+	for _, s := range spans {
+		dst = binary.AppendUvarint(dst, uint64(s.outbox))
+		dst = binary.AppendUvarint(dst, s.first)
+		dst = binary.AppendUvarint(dst, s.last-s.first+1)
+	}
+	return dst
+}
+
+// findSpan looks for one outbox in a directory, without allocating.
+func findSpan(p []byte, outbox uint32) (span, bool) {
+	d := decoder{p: p}
+	for n := d.uvarint(); n > 0 && !d.bad; n-- {
+		d.uvarint()
+		d.bytes()
+	}
+	for n := d.uvarint(); n > 0 && !d.bad; n-- {
+		id, first, count := d.uvarint(), d.uvarint(), d.uvarint()
+		if id == uint64(outbox) && count > 0 && !d.bad {
+			return span{outbox, first, first + count - 1}, true
+		}
+	}
+	return span{}, false
+}

@@ -1,0 +1,13 @@
+package log
+
+import "time"
+
+// Clock is what a log knows of time. The wall clock of a gateway may be wrong
+// for hours after a boot without a network; the uptime never is.
+type Clock interface {
+	// Now is the wall clock.
+	Now() time.Time
+	// Uptime is the time since the machine booted, sleep included, and the id
+	// of that boot.
+	Uptime() (since time.Duration, boot uint64)
+}

@@ -1,0 +1,182 @@
+package log
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+)
+
+// batch is the entries of one commit on their way from the encoder to the
+// committer. Two exist: one is encoded while the other is synced.
+type batch struct {
+	entries []Entry
+	block   *Block
+	bytes   []byte // of the block
+	fresh   bool   // begins a generation
+}
+
+// encode is the goroutine that turns waiting entries into blocks. It works ahead
+// by one block while the committer waits for the disk.
+func (l *Log) encode(next Seq) {
+	defer close(l.blocks)
+	ahead := 0 // bytes of the block that is being committed
+	for i, spare := 0, [2]batch{}; ; i ^= 1 {
+		b := &spare[i]
+		clear(b.entries)
+		b.entries = l.queue.take(b.entries[:0], l.opts.Linger, l.opts.BlockRecords, l.opts.BlockBytes)
+		if len(b.entries) == 0 {
+			return
+		}
+		written := l.written.Load()
+		b.fresh = written == 0 || written+int64(ahead) >= l.opts.GenerationBytes
+		l.pack(b, next, false)
+		if err := <-l.idle; err != nil {
+			// The block before this one did not happen, and its directory's
+			// numbers with it.
+			b.fresh = true
+			l.pack(b, next, true)
+		}
+		next += Seq(len(b.entries))
+		ahead = len(b.bytes)
+		l.blocks <- b
+	}
+}
+
+// pack makes the block of a batch.
+func (l *Log) pack(b *batch, first Seq, again bool) {
+	size := 0
+	for i := range b.entries {
+		size += len(b.entries[i].Data) + binary.MaxVarintLen32
+	}
+	body := make([]byte, 0, size) // the block keeps it
+	for i := range b.entries {
+		body = binary.AppendUvarint(body, uint64(len(b.entries[i].Data)))
+		body = append(body, b.entries[i].Data...)
+	}
+	up, boot := l.opts.Clock.Uptime()
+	b.block = &Block{
+		Header: Header{
+			First: first, Count: len(b.entries), Class: l.opts.Class,
+			Wall: l.opts.Clock.Now(), Uptime: up, Boot: boot,
+		},
+		Directory: l.owner.Directory(nil, b.entries, b.fresh, again),
+		body:      body,
+	}
+	b.bytes = appendBlock(b.bytes[:0], b.block, l.enc)
+}
+
+// commit is the goroutine that makes blocks durable, one after the other, and
+// says so.
+func (l *Log) commit() {
+	for {
+		select {
+		case b, ok := <-l.blocks:
+			if !ok {
+				if err := l.seal(); err != nil {
+					l.opts.Logger.Error("generation could not be sealed", "err", err)
+				}
+				return
+			}
+			id, err := l.store(b)
+			l.owner.Committed(b.block, id, b.entries, err)
+			l.idle <- err
+		case ack := <-l.rotate:
+			ack <- l.seal()
+		}
+	}
+}
+
+// store puts the block into the generation that is being written, or into a new
+// one. A file that failed is never written again: nobody knows what a later sync
+// would make of it. A full one is tried again with the next block.
+func (l *Log) store(b *batch) (GenID, error) {
+	if b.fresh && l.active != nil && l.active.Blocks > 0 {
+		if err := l.seal(); err != nil {
+			return GenID{}, err
+		}
+	}
+	for attempt := 1; ; attempt++ {
+		g, err := l.writable(b.block.First)
+		if err != nil {
+			return GenID{}, err
+		}
+		if err = g.file.Put(b.block.First, b.bytes); err == nil {
+			l.written.Add(int64(len(b.bytes)))
+			l.mu.Lock()
+			g.add(&b.block.Header, len(b.bytes))
+			l.keep(b.block)
+			l.mu.Unlock()
+			return g.ID, nil
+		}
+		err = fmt.Errorf("write %s: %w", g.ID, err)
+		if NoSpace(err) {
+			return GenID{}, err
+		}
+		l.opts.Logger.Error("a generation failed and is written no more", "err", err)
+		if serr := l.seal(); serr != nil || attempt == 2 {
+			return GenID{}, errors.Join(err, serr)
+		}
+	}
+}
+
+// writable returns the generation that is being written, making it if there is
+// none.
+func (l *Log) writable(first Seq) (*generation, error) {
+	if l.active != nil {
+		return l.active, nil
+	}
+	if l.unsealed != nil {
+		if err := l.owner.Sealed(*l.unsealed); err != nil {
+			return nil, fmt.Errorf("seal %s: %w", l.unsealed.ID, err)
+		}
+		l.unsealed = nil
+	}
+	id := GenID{Epoch: first.Epoch(), First: uint64(first)}
+	f, err := l.disk.Create(id)
+	if err != nil {
+		return nil, fmt.Errorf("make %s: %w", id, err)
+	}
+	l.active = &generation{Seal: Seal{ID: id}, file: f, active: true}
+	l.mu.Lock()
+	l.gens = append(l.gens, l.active)
+	l.mu.Unlock()
+	return l.active, nil
+}
+
+// seal ends the generation that is being written. One that holds nothing is
+// removed.
+func (l *Log) seal() error {
+	g := l.active
+	if g == nil {
+		return nil
+	}
+	l.active = nil
+	l.written.Store(0)
+	l.mu.Lock()
+	g.active = false
+	l.mu.Unlock()
+	if g.Blocks == 0 {
+		return l.Remove(g.ID)
+	}
+	s := g.Seal
+	if err := l.owner.Sealed(s); err != nil {
+		// Until it is known where this generation ends, none follows it.
+		l.unsealed = &s
+		return fmt.Errorf("seal %s: %w", s.ID, err)
+	}
+	return nil
+}
+
+// Rotate seals the generation that is being written, if there is one.
+func (l *Log) Rotate(ctx context.Context) error {
+	ack := make(chan error, 1)
+	select {
+	case l.rotate <- ack:
+		return <-ack
+	case <-l.stopped:
+		return ErrClosed
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}

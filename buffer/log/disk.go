@@ -1,0 +1,207 @@
+package log
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"go.etcd.io/bbolt"
+)
+
+// GenID names a generation: a bounded file of blocks that one process life
+// writes and that is only read afterwards.
+type GenID struct {
+	Epoch uint32 // the process life
+	First uint64 // the sequence number its first block begins with
+}
+
+func (id GenID) String() string { return fmt.Sprintf("g-%08x-%016x", id.Epoch, id.First) }
+
+// Compare orders generations as they were written.
+func (id GenID) Compare(other GenID) int {
+	switch {
+	case id.First < other.First:
+		return -1
+	case id.First > other.First:
+		return 1
+	}
+	return 0
+}
+
+func parseGenID(name string) (id GenID, ok bool) {
+	n, err := fmt.Sscanf(name, "g-%08x-%016x", &id.Epoch, &id.First)
+	return id, err == nil && n == 2 && name == id.String()
+}
+
+// Disk keeps the generations of one log. It is called by one goroutine at a
+// time for Create and Remove; List and Open may be called concurrently.
+type Disk interface {
+	// List returns the generations there are, oldest first.
+	List() ([]GenID, error)
+	// Create makes a new, empty generation. The file's name is durable on
+	// return.
+	Create(GenID) (Generation, error)
+	// Open opens a generation for reading.
+	Open(GenID) (Generation, error)
+	// Remove deletes a generation. It may come back after a power cut.
+	Remove(GenID) error
+}
+
+// Generation is one file of blocks. Reads may be concurrent with one Put. No
+// method panics, whatever the file holds.
+type Generation interface {
+	// Put stores a block under the number of its first record, which must be
+	// above all before. The block is durable on return of nil. After an error for
+	// which NoSpace says no, whether it is durable is unknown.
+	Put(first Seq, block []byte) error
+	// Scan calls fn for the blocks that begin at from or later, in order, until
+	// fn returns false. The bytes are valid during the call only.
+	Scan(from Seq, fn func(first Seq, block []byte) bool) error
+	// DiskBytes is what the file takes from the disk.
+	DiskBytes() int64
+	Close() error
+}
+
+// files is the Disk in use: a folder of bbolt files. Each block has a bucket of
+// its own with one key in it, because bbolt then writes it once: a plain value
+// shares its leaf with three others, and all four would be written anew with
+// each commit.
+type files struct {
+	dir  string
+	opts FileOptions
+}
+
+// FileOptions are for Files.
+type FileOptions struct {
+	PageSize        int   // bytes; 0 is 16 KiB
+	GenerationBytes int64 // about how large a file grows; 0 is 32 MiB
+}
+
+// Files is the Disk that keeps generations as bbolt files in a folder, which it
+// makes if it is not there.
+func Files(dir string, o FileOptions) (Disk, error) {
+	if o.PageSize == 0 {
+		o.PageSize = 16 << 10
+	}
+	if o.GenerationBytes == 0 {
+		o.GenerationBytes = defaultGenerationBytes
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	return &files{dir: dir, opts: o}, nil
+}
+
+const fileSuffix = ".db"
+
+func (f *files) path(id GenID) string { return filepath.Join(f.dir, id.String()+fileSuffix) }
+
+func (f *files) List() ([]GenID, error) {
+	entries, err := os.ReadDir(f.dir)
+	if err != nil {
+		return nil, err
+	}
+	var ids []GenID
+	for _, e := range entries {
+		if name, ok := strings.CutSuffix(e.Name(), fileSuffix); ok {
+			if id, ok := parseGenID(name); ok {
+				ids = append(ids, id)
+			}
+		}
+	}
+	slices.SortFunc(ids, GenID.Compare)
+	return ids, nil
+}
+
+func (f *files) Create(id GenID) (Generation, error) {
+	path := f.path(id)
+	db, err := bbolt.Open(path, 0o600, &bbolt.Options{
+		PageSize:       f.opts.PageSize,
+		NoFreelistSync: true, // else the list is rewritten with each commit
+		FreelistType:   bbolt.FreelistMapType,
+		NoStatistics:   true,
+		// Growing the map waits for every open reader.
+		InitialMmapSize: int(2 * f.opts.GenerationBytes),
+	})
+	if err != nil {
+		// What was made of the file holds no block.
+		return nil, errors.Join(err, removeIfThere(path))
+	}
+	db.AllocSize = 1 << 20
+	if err := SyncDir(f.dir); err != nil {
+		return nil, errors.Join(err, db.Close(), removeIfThere(path))
+	}
+	return &file{db: db, path: path}, nil
+}
+
+func removeIfThere(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+func (f *files) Open(id GenID) (g Generation, err error) {
+	path := f.path(id)
+	err = guard(func() error {
+		db, err := bbolt.Open(path, 0o600, &bbolt.Options{ReadOnly: true, NoStatistics: true})
+		if err == nil {
+			g = &file{db: db, path: path}
+		}
+		return err
+	})
+	return g, err
+}
+
+func (f *files) Remove(id GenID) error { return removeIfThere(f.path(id)) }
+
+type file struct {
+	db   *bbolt.DB
+	path string
+}
+
+var blockKey = []byte("d")
+
+func (g *file) Put(first Seq, block []byte) error {
+	return guard(func() error {
+		return g.db.Update(func(tx *bbolt.Tx) error {
+			// Keys only grow: a page is left as full as it gets.
+			tx.Cursor().Bucket().FillPercent = 0.95
+			b, err := tx.CreateBucket(seqKey(first))
+			if err != nil {
+				return err
+			}
+			b.FillPercent = 1
+			return b.Put(blockKey, block)
+		})
+	})
+}
+
+func (g *file) Scan(from Seq, fn func(Seq, []byte) bool) error {
+	return guard(func() error {
+		return g.db.View(func(tx *bbolt.Tx) error {
+			c := tx.Cursor()
+			for k, _ := c.Seek(seqKey(from)); k != nil; k, _ = c.Next() {
+				first, ok := parseSeqKey(k)
+				if !ok {
+					continue
+				}
+				var block []byte
+				if b := tx.Bucket(k); b != nil {
+					block = b.Get(blockKey)
+				}
+				if !fn(first, block) {
+					return nil
+				}
+			}
+			return nil
+		})
+	})
+}
+
+func (g *file) DiskBytes() int64 { return diskBytes(g.path) }
+
+func (g *file) Close() error { return guard(g.db.Close) }

@@ -1,0 +1,14 @@
+//go:build !unix
+
+package log
+
+import "os"
+
+// diskBytes is the length of a file.
+func diskBytes(path string) int64 {
+	fi, err := os.Stat(path)
+	if err != nil {
+		return 0
+	}
+	return fi.Size()
+}

@@ -1,0 +1,53 @@
+package log
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"runtime/debug"
+	"strings"
+	"syscall"
+)
+
+// guard runs f, which reads or writes a mapped file, and turns what damage in
+// the file makes of it, a panic or a memory fault, into an error.
+func guard(f func() error) (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("reading the file ended in %v: %w", r, ErrDamaged)
+		}
+	}()
+	return f()
+}
+
+// NoSpace reports whether a write failed for want of room: nothing of it is
+// stored, and the same file can be written again when there is room. A disk that
+// says so only in the sync has an outcome that nobody knows: false.
+func NoSpace(err error) bool {
+	var pe *os.PathError
+	if errors.As(err, &pe) {
+		return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) || errors.Is(err, syscall.EFBIG)
+	}
+	// bbolt grows the file before it writes to it, and keeps only the text.
+	return err != nil && strings.HasPrefix(err.Error(), "file resize error")
+}
+
+// SyncDir makes the names in a folder durable.
+func SyncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+func seqKey(s Seq) []byte { return binary.BigEndian.AppendUint64(nil, uint64(s)) }
+
+func parseSeqKey(k []byte) (Seq, bool) {
+	if len(k) != 8 {
+		return 0, false
+	}
+	return Seq(binary.BigEndian.Uint64(k)), true
+}

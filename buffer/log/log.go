@@ -1,0 +1,305 @@
+// Package log is a durable, append-only log of records, kept as generations of
+// blocks on bbolt. It groups what is appended concurrently into one commit,
+// gives each record a sequence number, checks every byte it reads, and removes
+// whole generations when its owner has no more need of them.
+//
+// It knows nothing of MQTT, of destinations or of what is in a record: its owner
+// writes a directory into each block that says so.
+package log
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/klauspost/compress/zstd"
+)
+
+const (
+	defaultGenerationBytes = 32 << 20
+	defaultBlockBytes      = 256 << 10
+	defaultBlockRecords    = 4096
+	defaultQueueBytes      = 4 << 20
+	defaultCacheBytes      = 4 << 20
+)
+
+// Options of a log; the zero value works.
+type Options struct {
+	Class           byte          // written into each block
+	Linger          time.Duration // longest a record that is not urgent waits for company
+	Compress        bool          // zstd, fastest
+	GenerationBytes int64         // a generation is closed at this size; 0 is 32 MiB
+	BlockBytes      int           // a commit takes at most this much, or one record; 0 is 256 KiB
+	BlockRecords    int           // and at most this many records; 0 is 4096
+	QueueBytes      int           // what may wait for a commit before Append blocks; 0 is 4 MiB
+	CacheBytes      int           // newest blocks held in memory for readers; 0 is 4 MiB
+	Clock           Clock         // nil is SystemClock
+	Logger          *slog.Logger  // nil discards
+}
+
+// An Entry is one record on its way into the log.
+type Entry struct {
+	Data   []byte // not kept after the owner's Committed
+	Urgent bool   // commit at once, with whatever is waiting
+	Tag    any    // the owner's
+}
+
+// Owner is what stands above a log and knows what the records mean. Directory is
+// called by one goroutine, Committed and Sealed by another; none may call the
+// log.
+type Owner interface {
+	// Directory appends to dst the owner's bytes for the block that is made of
+	// these entries; fresh says that the block begins a generation. After a failed
+	// commit it is called again for the block that came after: what it gave out
+	// since the last good commit is void, and again says so.
+	Directory(dst []byte, entries []Entry, fresh, again bool) []byte
+	// Committed says that a block is durable, or with an error that none of its
+	// records will ever be.
+	Committed(b *Block, gen GenID, entries []Entry, err error)
+	// Sealed says that a generation gets no more blocks: whatever its file may
+	// hold beyond s.Last is void. The log goes on only when Sealed returns nil,
+	// which must make it durable.
+	Sealed(s Seal) error
+}
+
+// Seal is what is known of a generation once nothing more is written to it.
+type Seal struct {
+	ID      GenID
+	Last    Seq   // the number of its last record
+	Records int64 // how many it holds
+	Blocks  int64
+	Bytes   int64 // of its blocks, as written
+	First   time.Time
+	Newest  time.Time // wall clock of its first and last commit
+}
+
+var (
+	// ErrClosed is returned once Close was called.
+	ErrClosed = errors.New("log is closed")
+	// ErrTooLarge is returned for a record that no block can hold.
+	ErrTooLarge = errors.New("record is too large")
+)
+
+// Log is one log. Its methods may be called concurrently.
+type Log struct {
+	disk  Disk
+	opts  Options
+	owner Owner
+	enc   *zstd.Encoder // of the encoder goroutine; nil for no compression
+	dec   *zstd.Decoder
+
+	queue   queue
+	blocks  chan *batch     // encoder to committer
+	idle    chan error      // committer to encoder: how the last commit ended
+	rotate  chan chan error // to the committer
+	stopped chan struct{}   // closed when the committer has ended
+	done    sync.WaitGroup
+	closing sync.Once
+	written atomic.Int64 // bytes in the generation that is being written
+
+	active   *generation // of the committer: the one being written, or nil
+	unsealed *Seal       // of the committer: what the owner could not yet record
+
+	mu     sync.Mutex    // guards what follows
+	gens   []*generation // oldest first; the last may be the one written
+	cache  []*Block      // the newest blocks, without a gap
+	cached int           // bytes in cache
+	floor  Seq           // every block that begins above floor is in cache
+}
+
+// generation is a file and what is known of it. Its fields are guarded by
+// Log.mu; file itself is used without it.
+type generation struct {
+	Seal
+	file   Generation // nil until it is needed
+	users  int        // goroutines that use file
+	active bool       // written by this process
+	gone   bool       // removed; closed by its last user
+}
+
+// Open opens the log on a disk. The generations in sealed are taken as they are
+// described; any other is read through, each block's header and directory being
+// handed to recovered. New records get numbers of the given epoch, which must be
+// higher than any used before.
+func Open(disk Disk, epoch uint32, sealed map[GenID]Seal, recovered func(GenID, Header, []byte), owner Owner, o Options) (*Log, error) {
+	if o.GenerationBytes == 0 {
+		o.GenerationBytes = defaultGenerationBytes
+	}
+	if o.BlockBytes == 0 {
+		o.BlockBytes = defaultBlockBytes
+	}
+	if o.BlockRecords == 0 {
+		o.BlockRecords = defaultBlockRecords
+	}
+	if o.QueueBytes == 0 {
+		o.QueueBytes = defaultQueueBytes
+	}
+	if o.CacheBytes == 0 {
+		o.CacheBytes = defaultCacheBytes
+	}
+	if o.Clock == nil {
+		o.Clock = SystemClock{}
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(2), zstd.WithDecoderMaxMemory(maxBody), zstd.WithDecoderLowmem(true))
+	if err != nil {
+		return nil, err
+	}
+	l := &Log{
+		disk: disk, opts: o, owner: owner, dec: dec,
+		blocks: make(chan *batch), idle: make(chan error, 1), rotate: make(chan chan error),
+		stopped: make(chan struct{}),
+	}
+	if o.Compress {
+		l.enc, err = zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(128<<10))
+		if err != nil {
+			return nil, err
+		}
+	}
+	ids, err := disk.List()
+	if err != nil {
+		return nil, fmt.Errorf("list generations: %w", err)
+	}
+	for _, id := range ids {
+		if s, ok := sealed[id]; ok {
+			l.gens = append(l.gens, &generation{Seal: s})
+			continue
+		}
+		g := &generation{Seal: Seal{ID: id}}
+		if err := l.recover(g, recovered); err != nil {
+			return nil, errors.Join(err, l.closeFiles())
+		}
+		if g.Blocks == 0 {
+			// It was made, and the process died before the first commit.
+			if err := errors.Join(g.file.Close(), disk.Remove(id)); err != nil {
+				return nil, errors.Join(err, l.closeFiles())
+			}
+			continue
+		}
+		if err := owner.Sealed(g.Seal); err != nil { // it never gets another block
+			return nil, errors.Join(fmt.Errorf("seal %s: %w", id, err), g.file.Close(), l.closeFiles())
+		}
+		l.gens = append(l.gens, g)
+	}
+	if n := len(l.gens); n > 0 {
+		l.floor = l.gens[n-1].Last
+	}
+	l.queue.init(o.QueueBytes)
+	l.idle <- nil
+	l.done.Go(func() { l.encode(FirstOf(epoch)) })
+	l.done.Go(func() {
+		defer close(l.stopped)
+		l.commit()
+	})
+	return l, nil
+}
+
+// recover reads the headers of a generation that was not sealed.
+func (l *Log) recover(g *generation, recovered func(GenID, Header, []byte)) error {
+	var err error
+	if g.file, err = l.disk.Open(g.ID); err != nil {
+		return fmt.Errorf("open %s: %w", g.ID, err)
+	}
+	err = g.file.Scan(0, func(first Seq, p []byte) bool {
+		h, dir, err := parseHeader(p)
+		if err != nil || h.First != first || first <= g.Last {
+			l.opts.Logger.Error("block is damaged, its records are lost", "generation", g.ID.String(), "block", first.String(), "err", err)
+			return true
+		}
+		g.add(&h, len(p))
+		recovered(g.ID, h, dir)
+		return true
+	})
+	if err != nil {
+		return fmt.Errorf("read %s: %w", g.ID, errors.Join(err, g.file.Close()))
+	}
+	return nil
+}
+
+// add counts one more block.
+func (g *generation) add(h *Header, bytes int) {
+	if g.Blocks == 0 {
+		g.First = h.Wall
+	}
+	g.Newest = h.Wall
+	g.Last = h.Last()
+	g.Records += int64(h.Count)
+	g.Blocks++
+	g.Bytes += int64(bytes)
+}
+
+// Append queues a record for the next commit; the owner's Committed says what
+// became of it. It blocks only while Options.QueueBytes are waiting, until ctx
+// ends. Entries are committed in the order of the calls.
+func (l *Log) Append(ctx context.Context, e Entry) error {
+	if len(e.Data) > maxBody/2 {
+		return ErrTooLarge
+	}
+	return l.queue.push(ctx, e)
+}
+
+// Remove deletes a sealed generation.
+func (l *Log) Remove(id GenID) error {
+	l.mu.Lock()
+	i := slices.IndexFunc(l.gens, func(g *generation) bool { return g.ID == id && !g.active })
+	if i < 0 {
+		l.mu.Unlock()
+		return nil
+	}
+	g := l.gens[i]
+	l.gens = slices.Delete(l.gens, i, i+1)
+	g.gone = true
+	var file Generation
+	if g.users == 0 {
+		file, g.file = g.file, nil
+	}
+	l.mu.Unlock()
+	var err error
+	if file != nil {
+		err = file.Close()
+	}
+	return errors.Join(err, l.disk.Remove(id))
+}
+
+// Generations returns what there is, oldest first; active is the one being
+// written, if any, and is the last.
+func (l *Log) Generations() (seals []Seal, active bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, g := range l.gens {
+		seals = append(seals, g.Seal)
+		active = g.active
+	}
+	return seals, active
+}
+
+// Close commits what is queued, seals the generation that is being written, and
+// closes the files. Appends that come later get ErrClosed.
+func (l *Log) Close() error {
+	var err error
+	l.closing.Do(func() {
+		l.queue.close()
+		l.done.Wait()
+		err = l.closeFiles()
+		l.dec.Close()
+	})
+	return err
+}
+
+func (l *Log) closeFiles() error {
+	var errs []error
+	for _, g := range l.gens {
+		if g.file != nil {
+			errs = append(errs, g.file.Close())
+			g.file = nil
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,209 @@
+package buffer
+
+import (
+	"encoding/binary"
+	"errors"
+	"time"
+)
+
+// A Message is one publish and the destinations it goes to.
+type Message struct {
+	Topic    string // as published on the local broker
+	Payload  []byte // not changed until the receipt was told
+	Props    []byte // MQTT 5 PUBLISH properties as on the wire, without their length, the expiry interval, topic alias and subscription ids
+	QoS      byte   // of the publish
+	Retain   bool
+	Enqueued time.Time     // zero is now
+	Expiry   time.Duration // from Enqueued; 0 is never; kept in ms
+	Urgent   bool          // commit at once with whatever is waiting, do not linger
+	Copies   []Copy        // one for each destination; of one class
+}
+
+// A Copy is a message on its way to one destination.
+type Copy struct {
+	Outbox *Outbox
+	Topic  string // at the destination; "" is the message's own
+	Props  []byte // after those of the message
+	QoS    byte
+	Retain bool
+}
+
+// A Delivery is a copy as its destination gets it. Payload and Props must not be
+// changed and stay valid.
+type Delivery struct {
+	Outbox   *Outbox
+	Ordinal  uint64 // of the copy in its outbox, from 1, without gaps
+	Topic    string
+	Payload  []byte
+	Props    []byte
+	QoS      byte
+	Retain   bool
+	Dup      bool // may have been handed out before
+	Enqueued time.Time
+	Expiry   time.Duration // from Enqueued; 0 is never
+}
+
+// The bytes of a record; docs/format-buffer.md shows them.
+//
+//	flags    u8: bits 0-1 QoS, 2 retain, 3 expiry follows, 4 properties follow
+//	enqueued uvarint, Unix ms
+//	expiry   uvarint, ms
+//	topic    uvarint length, bytes
+//	props    uvarint length, bytes
+//	copies   uvarint count, each:
+//	         outbox uvarint
+//	         flags  u8: bits 0-1 QoS, 2 retain, 3 topic follows, 4 properties follow
+//	         topic  uvarint length, bytes
+//	         props  uvarint length, bytes
+//	payload  the rest
+const (
+	flagQoS    = 0x03
+	flagRetain = 0x04
+	flagExtra  = 0x08 // message: expiry; copy: topic
+	flagProps  = 0x10
+)
+
+var errRecord = errors.New("record is malformed")
+
+func appendRecord(dst []byte, m *Message, now time.Time) []byte {
+	enqueued := m.Enqueued
+	if enqueued.IsZero() {
+		enqueued = now
+	}
+	dst = append(dst, flags(m.QoS, m.Retain, m.Expiry > 0, len(m.Props) > 0))
+	dst = binary.AppendUvarint(dst, uint64(max(enqueued.UnixMilli(), 0)))
+	if m.Expiry > 0 {
+		dst = binary.AppendUvarint(dst, uint64(max(m.Expiry.Milliseconds(), 1)))
+	}
+	dst = appendString(dst, m.Topic)
+	if len(m.Props) > 0 {
+		dst = appendString(dst, m.Props)
+	}
+	dst = binary.AppendUvarint(dst, uint64(len(m.Copies)))
+	for i := range m.Copies {
+		c := &m.Copies[i]
+		dst = binary.AppendUvarint(dst, uint64(c.Outbox.id))
+		dst = append(dst, flags(c.QoS, c.Retain, c.Topic != "", len(c.Props) > 0))
+		if c.Topic != "" {
+			dst = appendString(dst, c.Topic)
+		}
+		if len(c.Props) > 0 {
+			dst = appendString(dst, c.Props)
+		}
+	}
+	return append(dst, m.Payload...)
+}
+
+func flags(qos byte, retain, extra, props bool) byte {
+	f := qos & flagQoS
+	if retain {
+		f |= flagRetain
+	}
+	if extra {
+		f |= flagExtra
+	}
+	if props {
+		f |= flagProps
+	}
+	return f
+}
+
+func appendString[T string | []byte](dst []byte, s T) []byte {
+	return append(binary.AppendUvarint(dst, uint64(len(s))), s...)
+}
+
+// decoder takes a record apart. A read past the end sets bad and yields zeros.
+type decoder struct {
+	p   []byte
+	bad bool
+}
+
+func (d *decoder) uvarint() uint64 {
+	v, n := binary.Uvarint(d.p)
+	if n <= 0 {
+		d.bad = true
+		d.p = nil
+		return 0
+	}
+	d.p = d.p[n:]
+	return v
+}
+
+func (d *decoder) byte() byte {
+	if len(d.p) == 0 {
+		d.bad = true
+		return 0
+	}
+	b := d.p[0]
+	d.p = d.p[1:]
+	return b
+}
+
+// bytes returns the next n bytes of the record itself.
+func (d *decoder) bytes() []byte {
+	n := d.uvarint()
+	if n > uint64(len(d.p)) {
+		d.bad = true
+		d.p = nil
+		return nil
+	}
+	b := d.p[:n:n]
+	d.p = d.p[n:]
+	return b
+}
+
+// parseRecord finds the copy for one outbox in a record. It returns false if the
+// record has none.
+func parseRecord(rec []byte, outbox uint32, out *Delivery) (bool, error) {
+	d := decoder{p: rec}
+	f := d.byte()
+	enqueued := d.uvarint()
+	var expiry uint64
+	if f&flagExtra != 0 {
+		expiry = d.uvarint()
+	}
+	topic := d.bytes()
+	var props, copyTopic, copyProps []byte
+	if f&flagProps != 0 {
+		props = d.bytes()
+	}
+	found := false
+	var copyFlags byte
+	for n := d.uvarint(); n > 0 && !d.bad; n-- {
+		id, cf := d.uvarint(), d.byte()
+		var ct, cp []byte
+		if cf&flagExtra != 0 {
+			ct = d.bytes()
+		}
+		if cf&flagProps != 0 {
+			cp = d.bytes()
+		}
+		if id == uint64(outbox) {
+			found, copyFlags, copyTopic, copyProps = true, cf, ct, cp
+		}
+	}
+	if d.bad {
+		return false, errRecord
+	}
+	if !found {
+		return false, nil
+	}
+	if copyTopic != nil {
+		topic = copyTopic
+	}
+	switch {
+	case len(copyProps) == 0:
+	case len(props) == 0:
+		props = copyProps
+	default:
+		props = append(props, copyProps...) // cap ends at len: a new slice
+	}
+	out.Topic = string(topic)
+	out.Payload = d.p
+	out.Props = props
+	out.QoS = copyFlags & flagQoS
+	out.Retain = copyFlags&flagRetain != 0
+	out.Enqueued = time.UnixMilli(int64(enqueued))
+	out.Expiry = time.Duration(expiry) * time.Millisecond
+	return true, nil
+}

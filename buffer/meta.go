@@ -1,0 +1,274 @@
+package buffer
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"path/filepath"
+	"time"
+
+	"go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
+
+	"github.com/fieldferry/fieldferry/buffer/log"
+)
+
+// meta is meta.db: what is known of the buffer beside the blocks. It is small
+// and rarely written: at most once a second, and when a generation ends.
+//
+//	about        version, origin, epoch
+//	outboxes     id u32 → class u8, name length uvarint, name, next uvarint, marks
+//	generations  class u8, epoch u32, first u64 → last uvarint, records uvarint, blocks uvarint,
+//	             bytes uvarint, first and newest wall clock uvarint ms, spans
+//	rejected     class u8 → appends that failed, uvarint
+//	parked       outbox u32, ordinal u64 → parked copy
+type meta struct {
+	db     *bbolt.DB
+	origin uint32
+	epoch  uint32
+}
+
+var (
+	bucketAbout       = []byte("about")
+	bucketOutboxes    = []byte("outboxes")
+	bucketGenerations = []byte("generations")
+	bucketRejected    = []byte("rejected")
+	bucketParked      = []byte("parked")
+
+	keyVersion = []byte("version")
+	keyOrigin  = []byte("origin")
+	keyEpoch   = []byte("epoch")
+)
+
+const metaVersion = 1
+
+// storedOutbox is an outbox as meta.db has it.
+type storedOutbox struct {
+	id    uint32
+	class Class
+	name  string
+	next  uint64
+	marks marks
+}
+
+// storedGeneration is a seal with what the generation holds.
+type storedGeneration struct {
+	class Class
+	seal  log.Seal
+	spans []span
+}
+
+// openMeta opens meta.db and begins a new epoch.
+func openMeta(dir string, pageSize int) (*meta, error) {
+	path := filepath.Join(dir, "meta.db")
+	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Second, PageSize: pageSize, NoStatistics: true})
+	if errors.Is(err, bolterrors.ErrTimeout) {
+		return nil, fmt.Errorf("%s is in use: another fieldferry runs on this data folder", path)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", path, err)
+	}
+	m := &meta{db: db}
+	if err := m.begin(); err != nil {
+		return nil, errors.Join(fmt.Errorf("%s: %w", path, err), db.Close())
+	}
+	return m, nil
+}
+
+func (m *meta) begin() error {
+	return m.db.Update(func(tx *bbolt.Tx) error {
+		about, err := tx.CreateBucketIfNotExists(bucketAbout)
+		if err != nil {
+			return err
+		}
+		for _, name := range [][]byte{bucketOutboxes, bucketGenerations, bucketRejected, bucketParked} {
+			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
+				return err
+			}
+		}
+		if v := about.Get(keyVersion); len(v) == 4 && binary.BigEndian.Uint32(v) > metaVersion {
+			return fmt.Errorf("it has version %d, this program knows up to %d: install the newer version again", binary.BigEndian.Uint32(v), metaVersion)
+		}
+		m.origin = rand.Uint32()
+		if v := about.Get(keyOrigin); len(v) == 4 {
+			m.origin = binary.BigEndian.Uint32(v)
+		}
+		if v := about.Get(keyEpoch); len(v) == 4 {
+			m.epoch = binary.BigEndian.Uint32(v)
+		}
+		m.epoch++
+		return errors.Join(
+			about.Put(keyVersion, binary.BigEndian.AppendUint32(nil, metaVersion)),
+			about.Put(keyOrigin, binary.BigEndian.AppendUint32(nil, m.origin)),
+			about.Put(keyEpoch, binary.BigEndian.AppendUint32(nil, m.epoch)))
+	})
+}
+
+// load returns what earlier process lives have left.
+func (m *meta) load() (outboxes []storedOutbox, gens []storedGeneration, rejected [NumClasses]uint64, err error) {
+	err = m.db.View(func(tx *bbolt.Tx) error {
+		err := tx.Bucket(bucketOutboxes).ForEach(func(k, v []byte) error {
+			d := decoder{p: v}
+			o := storedOutbox{class: Class(d.byte()), name: string(d.bytes()), next: d.uvarint(), marks: d.marks()}
+			if len(k) != 4 || d.bad || o.class >= NumClasses {
+				return fmt.Errorf("outbox %x: %w", k, errRecord)
+			}
+			o.id = binary.BigEndian.Uint32(k)
+			outboxes = append(outboxes, o)
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		err = tx.Bucket(bucketGenerations).ForEach(func(k, v []byte) error {
+			if len(k) != 13 || Class(k[0]) >= NumClasses {
+				return fmt.Errorf("generation %x: %w", k, errRecord)
+			}
+			d := decoder{p: v}
+			g := storedGeneration{class: Class(k[0]), seal: log.Seal{
+				ID:      log.GenID{Epoch: binary.BigEndian.Uint32(k[1:]), First: binary.BigEndian.Uint64(k[5:])},
+				Last:    log.Seq(d.uvarint()),
+				Records: int64(d.uvarint()),
+				Blocks:  int64(d.uvarint()),
+				Bytes:   int64(d.uvarint()),
+				First:   time.UnixMilli(int64(d.uvarint())),
+				Newest:  time.UnixMilli(int64(d.uvarint())),
+			}}
+			g.spans = d.spans(nil)
+			if d.bad {
+				return fmt.Errorf("generation %s: %w", g.seal.ID, errRecord)
+			}
+			gens = append(gens, g)
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		return tx.Bucket(bucketRejected).ForEach(func(k, v []byte) error {
+			d := decoder{p: v}
+			if len(k) == 1 && Class(k[0]) < NumClasses {
+				rejected[k[0]] = d.uvarint()
+			}
+			return nil
+		})
+	})
+	return outboxes, gens, rejected, err
+}
+
+func generationKey(c Class, id log.GenID) []byte {
+	k := append(make([]byte, 0, 13), byte(c))
+	k = binary.BigEndian.AppendUint32(k, id.Epoch)
+	return binary.BigEndian.AppendUint64(k, id.First)
+}
+
+func putOutbox(tx *bbolt.Tx, o *Outbox, next uint64, m *marks) error {
+	v := append(make([]byte, 0, 64), byte(o.class))
+	v = appendString(v, o.name)
+	v = binary.AppendUvarint(v, next)
+	v = appendMarks(v, m)
+	return tx.Bucket(bucketOutboxes).Put(binary.BigEndian.AppendUint32(nil, o.id), v)
+}
+
+// create makes a new outbox durable.
+func (m *meta) create(o *Outbox) error {
+	return m.db.Update(func(tx *bbolt.Tx) error { return putOutbox(tx, o, o.next, &o.marks) })
+}
+
+// saveOutboxes puts the marks of outboxes and returns what to call when they are
+// durable.
+func saveOutboxes(tx *bbolt.Tx, outboxes []*Outbox) (done func(), err error) {
+	versions := make([]uint64, len(outboxes))
+	for i, o := range outboxes {
+		o.mu.Lock()
+		mk, version := o.durable()
+		next := o.next
+		o.mu.Unlock()
+		versions[i] = version
+		if err := putOutbox(tx, o, next, &mk); err != nil {
+			return nil, err
+		}
+	}
+	return func() {
+		for i, o := range outboxes {
+			o.persisted(versions[i])
+		}
+	}, nil
+}
+
+// save makes the marks of outboxes and the count of rejected appends durable.
+func (m *meta) save(outboxes []*Outbox, rejected [NumClasses]uint64) error {
+	var done func()
+	err := m.db.Update(func(tx *bbolt.Tx) (err error) {
+		for c, n := range rejected {
+			if err := tx.Bucket(bucketRejected).Put([]byte{byte(c)}, binary.AppendUvarint(nil, n)); err != nil {
+				return err
+			}
+		}
+		done, err = saveOutboxes(tx, outboxes)
+		return err
+	})
+	if err == nil {
+		done()
+	}
+	return err
+}
+
+// seal makes durable what a generation holds, together with the marks of the
+// outboxes of its class: those in its blocks are read no more.
+func (m *meta) seal(c *chain, s log.Seal, spans map[uint32]span) error {
+	list := make([]span, 0, len(spans))
+	outboxes := make([]*Outbox, 0, len(spans))
+	c.mu.Lock()
+	for id, sp := range spans {
+		list = append(list, sp)
+		outboxes = append(outboxes, c.outboxes[id])
+	}
+	c.mu.Unlock()
+	var done func()
+	err := m.db.Update(func(tx *bbolt.Tx) (err error) {
+		var v []byte
+		for _, n := range [...]int64{int64(s.Last), s.Records, s.Blocks, s.Bytes, max(s.First.UnixMilli(), 0), max(s.Newest.UnixMilli(), 0)} {
+			v = binary.AppendUvarint(v, uint64(n))
+		}
+		v = appendSpans(v, list)
+		if err := tx.Bucket(bucketGenerations).Put(generationKey(c.class, s.ID), v); err != nil {
+			return err
+		}
+		done, err = saveOutboxes(tx, outboxes)
+		return err
+	})
+	if err == nil {
+		done()
+	}
+	return err
+}
+
+// forget removes the seals of generations whose files are gone.
+func (m *meta) forget(c Class, ids []log.GenID) error {
+	return m.db.Update(func(tx *bbolt.Tx) error {
+		for _, id := range ids {
+			if err := tx.Bucket(bucketGenerations).Delete(generationKey(c, id)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// park keeps a copy that its destination refused.
+func (m *meta) park(o *Outbox, d *Delivery, reason string, now time.Time) error {
+	k := binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint32(nil, o.id), d.Ordinal)
+	v := binary.AppendUvarint(nil, uint64(max(now.UnixMilli(), 0)))
+	v = appendString(v, reason)
+	v = append(v, flags(d.QoS, d.Retain, false, len(d.Props) > 0))
+	v = binary.AppendUvarint(v, uint64(max(d.Enqueued.UnixMilli(), 0)))
+	v = appendString(v, d.Topic)
+	if len(d.Props) > 0 {
+		v = appendString(v, d.Props)
+	}
+	v = append(v, d.Payload...)
+	return m.db.Update(func(tx *bbolt.Tx) error { return tx.Bucket(bucketParked).Put(k, v) })
+}
+
+func (m *meta) close() error { return m.db.Close() }

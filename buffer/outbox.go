@@ -1,0 +1,198 @@
+package buffer
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/fieldferry/fieldferry/buffer/log"
+)
+
+// maxWindow is how many copies of an outbox may be handed out and unsettled: as
+// many as MQTT has packet ids (MQTT 5 §2.2.1).
+const maxWindow = 65535
+
+// Outbox is the queue of one destination in one class. Each copy that is
+// appended for it gets the next ordinal; the order of ordinals is the order of
+// the appends, and holds over restarts.
+type Outbox struct {
+	id    uint32
+	name  string
+	class Class
+	chain *chain
+
+	enc encoderSide
+	rd  readerSide
+
+	mu      sync.Mutex // guards what follows
+	marks              // cursor and outcomes are live, not what is durable
+	next    uint64     // ordinal the next copy gets; the copies accepted are next-1
+	stored  uint64     // copies accepted and not settled
+	taken   uint64     // highest ordinal handed out since the last rewind
+	dupTo   uint64     // copies up to here may have been handed out before
+	window  []Outcome  // of the copies above cursor: a ring, its length a power of two
+	ahead   [numOutcomes]uint64
+	seen    []seen // the blocks that hold copies handed out and unsettled
+	pins    []pin  // the generations that hold unsettled copies, oldest first
+	reader  *Reader
+	blocked bool      // the reader waits for the window
+	dirty   bool      // marks differ from what is durable
+	since   time.Time // dirty since
+	version uint64    // of marks
+}
+
+// encoderSide is what the goroutine that writes directories keeps with an outbox.
+type encoderSide struct {
+	next  uint64 // the ordinal after those given out
+	first uint64 // in the block being made
+	count uint64
+	named bool // the generation has the name
+}
+
+// seen is a block that was handed out from.
+type seen struct {
+	block       log.Seq
+	first, last uint64
+}
+
+// pin is a generation that holds copies of an outbox.
+type pin struct {
+	gen         *generation
+	first, last uint64
+}
+
+// Name is the destination's.
+func (o *Outbox) Name() string { return o.name }
+
+// Class is that of all copies in the outbox.
+func (o *Outbox) Class() Class { return o.class }
+
+// Settle says how a copy that was handed out has ended, in any order. It does no
+// I/O: the mark is durable within a second, or with the next commit. If it gets
+// lost before, the copy comes again. A copy that is already settled stays as it
+// was.
+func (o *Outbox) Settle(ordinal uint64, out Outcome) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.settle(ordinal, out)
+}
+
+func (o *Outbox) settle(ordinal uint64, out Outcome) {
+	if ordinal <= o.cursor || ordinal > o.taken {
+		return
+	}
+	slot := &o.window[ordinal&uint64(len(o.window)-1)]
+	if *slot != 0 {
+		return
+	}
+	*slot = out
+	o.ahead[out]++
+	o.stored--
+	if ordinal == o.cursor+1 {
+		o.advance()
+	}
+}
+
+// advance moves the cursor over what is settled.
+func (o *Outbox) advance() {
+	mask := uint64(len(o.window) - 1)
+	for o.cursor < o.taken {
+		slot := &o.window[(o.cursor+1)&mask]
+		if *slot == 0 {
+			break
+		}
+		o.ahead[*slot]--
+		o.outcomes[*slot]++
+		*slot = 0
+		o.cursor++
+	}
+	o.moved()
+}
+
+// moved lets go of what lies behind the cursor.
+func (o *Outbox) moved() {
+	for len(o.seen) > 0 && o.seen[0].last <= o.cursor {
+		o.seen = o.seen[1:]
+	}
+	for len(o.pins) > 0 && o.pins[0].last <= o.cursor {
+		o.chain.unpin(o.pins[0].gen)
+		o.pins = o.pins[1:]
+	}
+	o.touch()
+	if o.blocked {
+		o.blocked = false
+		o.reader.wake()
+	}
+}
+
+// touch notes that the marks have changed.
+func (o *Outbox) touch() {
+	o.version++
+	if !o.dirty {
+		o.dirty = true
+		o.since = time.Now()
+	}
+}
+
+// Park keeps a copy that its destination refused for good where it can be
+// inspected, and settles it as Parked.
+func (o *Outbox) Park(d *Delivery, reason string) error {
+	if d.Outbox != o {
+		return errors.New("park: the copy is of another outbox")
+	}
+	if err := o.chain.buffer.meta.park(o, d, reason, o.chain.buffer.now()); err != nil {
+		return fmt.Errorf("park: %w", err)
+	}
+	o.Settle(d.Ordinal, Parked)
+	return nil
+}
+
+// Ledger counts the outbox's copies since it was made.
+func (o *Outbox) Ledger() Ledger {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	l := Ledger{Accepted: o.next - 1, Stored: o.stored, Dropped: make(map[string]uint64)}
+	for out := Delivered; out < numOutcomes; out++ {
+		l.count(out, o.outcomes[out]+o.ahead[out])
+	}
+	return l
+}
+
+// committed takes note of copies that have become durable.
+func (o *Outbox) committed(s span, g *generation) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.next = s.last + 1
+	o.stored += s.last - s.first + 1
+	o.pin(s, g)
+	if o.reader != nil {
+		o.reader.wake()
+	}
+}
+
+// pin notes that a generation holds copies of the outbox.
+func (o *Outbox) pin(s span, g *generation) {
+	if n := len(o.pins); n > 0 && o.pins[n-1].gen == g {
+		o.pins[n-1].last = s.last
+		return
+	}
+	o.pins = append(o.pins, pin{g, s.first, s.last})
+	o.chain.pin(g)
+}
+
+// durable returns the marks to be made durable, with their version.
+func (o *Outbox) durable() (marks, uint64) {
+	m := o.marks
+	m.sent = max(m.sent, o.taken)
+	return m, o.version
+}
+
+// persisted notes that the marks of a version are durable.
+func (o *Outbox) persisted(version uint64) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.version == version {
+		o.dirty = false
+	}
+}

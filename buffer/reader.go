@@ -1,0 +1,311 @@
+package buffer
+
+import (
+	"context"
+	"fmt"
+	"math/bits"
+	"slices"
+
+	"github.com/fieldferry/fieldferry/buffer/log"
+)
+
+// Reader hands out the copies of one or more outboxes. Next, Rewind and Close
+// must not be called concurrently; Settle and Park of the outboxes may.
+type Reader struct {
+	lanes []*lane // the first class first
+	ready chan struct{}
+}
+
+// lane is an outbox in a reader.
+type lane struct {
+	*Outbox
+	passed int // copies of other lanes that went before while this one waited
+}
+
+// guard is how many copies of higher classes may pass a waiting lane before it
+// has a turn.
+const guard = 1024
+
+// readerSide is where a reader stands in an outbox. Only the reader uses it.
+type readerSide struct {
+	after log.Seq // blocks up to here are done
+	block *log.Block
+	off   int    // of the next record in block
+	next  uint64 // ordinal of the next copy in block
+	last  uint64 // of the last
+}
+
+// Reader returns the single consumer of these outboxes; it starts with the oldest
+// copy that is not settled.
+func (b *Buffer) Reader(outboxes ...*Outbox) (*Reader, error) {
+	r := &Reader{ready: make(chan struct{}, 1)}
+	for _, o := range outboxes {
+		o.mu.Lock()
+		taken := o.reader != nil
+		if !taken {
+			o.reader = r
+		}
+		o.mu.Unlock()
+		if taken {
+			r.Close()
+			return nil, fmt.Errorf("outbox %s of class %s has a reader already", o.name, o.class)
+		}
+		r.lanes = append(r.lanes, &lane{Outbox: o})
+	}
+	slices.SortStableFunc(r.lanes, func(x, y *lane) int { return int(x.class) - int(y.class) })
+	r.Rewind()
+	return r, nil
+}
+
+// Close lets go of the outboxes.
+func (r *Reader) Close() {
+	for _, l := range r.lanes {
+		l.mu.Lock()
+		l.reader = nil
+		l.mu.Unlock()
+	}
+	r.lanes = nil
+}
+
+func (r *Reader) wake() {
+	select {
+	case r.ready <- struct{}{}:
+	default:
+	}
+}
+
+// Next fills dst with the next copies and returns how many, at least one; it
+// blocks until there is one or ctx ends. A copy of a higher class goes first;
+// after 1,024 of those, a class that waits has a turn. An outbox has at most
+// 65,535 copies handed out and unsettled.
+func (r *Reader) Next(ctx context.Context, dst []Delivery) (int, error) {
+	for {
+		n, err := r.TryNext(dst)
+		if n > 0 || err != nil {
+			return n, err
+		}
+		select {
+		case <-r.ready:
+		case <-ctx.Done():
+			return 0, context.Cause(ctx)
+		}
+	}
+}
+
+// TryNext is Next without waiting: it may return 0.
+func (r *Reader) TryNext(dst []Delivery) (int, error) {
+	n := 0
+	for i, l := range r.lanes {
+		if l.passed < guard {
+			continue
+		}
+		got, err := l.fill(dst[n:])
+		n += got
+		r.served(i, got)
+		if err != nil {
+			return n, err
+		}
+	}
+	for i, l := range r.lanes {
+		if n == len(dst) {
+			break
+		}
+		got, err := l.fill(dst[n:])
+		n += got
+		r.served(i, got)
+		if err != nil {
+			return n, err
+		}
+	}
+	return n, nil
+}
+
+// served notes that a lane had a turn and that those behind it were passed.
+func (r *Reader) served(i, n int) {
+	r.lanes[i].passed = 0
+	if n == 0 {
+		return
+	}
+	for _, l := range r.lanes[i+1:] {
+		if l.waiting() {
+			l.passed += n
+		}
+	}
+}
+
+func (o *Outbox) waiting() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.taken+1 < o.next && o.taken-o.cursor < maxWindow
+}
+
+// Rewind makes every copy that was handed out and is not settled come again, in
+// order and with Dup set.
+func (r *Reader) Rewind() {
+	for _, l := range r.lanes {
+		l.rewind()
+	}
+	r.wake()
+}
+
+func (o *Outbox) rewind() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.dupTo = max(o.dupTo, o.taken)
+	o.rd = readerSide{after: o.rd.after}
+	switch {
+	case len(o.seen) > 0:
+		o.rd.after = o.seen[0].block - 1
+	case len(o.pins) > 0 && o.taken == o.cursor:
+		o.rd.after = max(o.rd.after, log.Seq(o.pins[0].gen.id.First)-1)
+	}
+	// What was settled out of order stays settled: fill passes over it.
+	o.taken = o.cursor
+	o.seen = nil
+}
+
+// fill hands out copies of the outbox until dst is full or there is no more.
+func (o *Outbox) fill(dst []Delivery) (n int, err error) {
+	o.mu.Lock()
+	taken, next, limit := o.taken, o.next, o.cursor+maxWindow
+	o.mu.Unlock()
+	var done []seen
+	for n < len(dst) && taken+1 < next {
+		if taken >= limit {
+			break
+		}
+		if o.rd.block == nil {
+			lost, err := o.turn(taken, next)
+			if lost > taken {
+				o.publish(taken, done, n > 0)
+				done = nil
+				o.lose(taken+1, lost)
+				taken = lost
+			}
+			if err != nil {
+				o.publish(taken, done, n > 0)
+				return n, err
+			}
+			if o.rd.block == nil {
+				continue
+			}
+			done = append(done, seen{o.rd.block.First, max(o.rd.next, taken+1), o.rd.last})
+		}
+		rec, off := o.rd.block.RecordAt(o.rd.off)
+		o.rd.off = off
+		if rec == nil {
+			// The block ends before its span does.
+			o.publish(taken, done, n > 0)
+			done = nil
+			o.lose(taken+1, o.rd.last)
+			taken = o.rd.last
+			o.leaveBlock()
+			continue
+		}
+		d := &dst[n]
+		found, err := parseRecord(rec, o.id, d)
+		if err != nil || !found {
+			continue // of other outboxes; a malformed one shows as a short block
+		}
+		ordinal := o.rd.next
+		o.rd.next++
+		if ordinal > taken {
+			d.Outbox, d.Ordinal = o, ordinal
+			taken = ordinal
+			n++
+		}
+		if ordinal == o.rd.last {
+			o.leaveBlock()
+		}
+	}
+	return o.handOut(dst[:n], taken, done), nil
+}
+
+func (o *Outbox) leaveBlock() {
+	o.rd = readerSide{after: o.rd.block.Last()}
+}
+
+// turn goes to the next block that holds copies above taken. Copies up to the
+// ordinal it returns are nowhere to be found.
+func (o *Outbox) turn(taken, next uint64) (lost uint64, err error) {
+	var s span
+	b, err := o.chain.log.After(o.rd.after, func(_ *log.Header, dir []byte) bool {
+		var ok bool
+		s, ok = findSpan(dir, o.id)
+		return ok && s.last > taken
+	})
+	if err != nil {
+		return 0, err
+	}
+	if b == nil {
+		return next - 1, nil // what was accepted is not in the log
+	}
+	o.rd = readerSide{after: o.rd.after, block: b, next: s.first, last: s.last}
+	return s.first - 1, nil
+}
+
+// lose settles copies that are nowhere to be found.
+func (o *Outbox) lose(first, last uint64) {
+	if first > last {
+		return
+	}
+	o.chain.buffer.logger.Error("copies were on a damaged part of the disk", "destination", o.name, "class", o.class.String(), "first", first, "last", last)
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for ordinal := first; ordinal <= last; ordinal++ {
+		o.grow(ordinal)
+		o.taken = ordinal
+		o.settle(ordinal, DroppedQuarantined)
+	}
+}
+
+// publish makes what was read so far known before something else is settled.
+func (o *Outbox) publish(taken uint64, done []seen, any bool) {
+	if any {
+		o.handOut(nil, taken, done)
+	}
+}
+
+// handOut makes copies known as handed out. Those that were settled before a
+// rewind are taken out of dst.
+func (o *Outbox) handOut(dst []Delivery, taken uint64, done []seen) int {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, s := range done {
+		if s.last > o.cursor {
+			o.seen = append(o.seen, s)
+		}
+	}
+	n := 0
+	for i := range dst {
+		d := &dst[i]
+		o.grow(d.Ordinal)
+		if o.window[d.Ordinal&uint64(len(o.window)-1)] != 0 {
+			continue
+		}
+		d.Dup = d.Ordinal <= o.dupTo
+		dst[n] = *d
+		n++
+	}
+	o.taken = max(o.taken, taken)
+	if n < len(dst) {
+		o.advance()
+	}
+	o.blocked = o.taken-o.cursor >= maxWindow
+	return n
+}
+
+// grow makes the window reach an ordinal.
+func (o *Outbox) grow(ordinal uint64) {
+	need := int(ordinal - o.cursor)
+	if need < len(o.window) {
+		return
+	}
+	w := make([]Outcome, max(64, 1<<bits.Len(uint(need))))
+	for i := o.cursor + 1; i <= o.cursor+uint64(len(o.window)); i++ {
+		if len(o.window) > 0 {
+			w[i&uint64(len(w)-1)] = o.window[i&uint64(len(o.window)-1)]
+		}
+	}
+	o.window = w
+}
