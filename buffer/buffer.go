@@ -84,14 +84,22 @@ func Open(dir string, o Options) (*Buffer, error) {
 	}
 	// The disks first: they make the folder.
 	var disks [NumClasses]log.Disk
+	var newest uint32
 	for c := range NumClasses {
 		disk, err := log.Files(filepath.Join(dir, c.String()), log.FileOptions{PageSize: o.PageSize, GenerationBytes: o.GenerationBytes})
 		if err != nil {
 			return nil, fmt.Errorf("open buffer: %w", err)
 		}
 		disks[c] = disk
+		ids, err := disk.List()
+		if err != nil {
+			return nil, fmt.Errorf("open buffer: %w", err)
+		}
+		for _, id := range ids {
+			newest = max(newest, id.Epoch)
+		}
 	}
-	m, err := openMeta(dir, o.PageSize)
+	m, err := openMeta(dir, o.PageSize, newest, o.Logger)
 	if err != nil {
 		return nil, err
 	}

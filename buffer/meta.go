@@ -4,7 +4,9 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -59,24 +61,49 @@ type storedGeneration struct {
 	spans []span
 }
 
-// openMeta opens meta.db and begins a new epoch.
-func openMeta(dir string, pageSize int) (*meta, error) {
+// openMeta opens meta.db and begins a new epoch, above all those given. A file
+// that is damaged is set aside: what matters stands in the generations too.
+func openMeta(dir string, pageSize int, above uint32, logger *slog.Logger) (*meta, error) {
 	path := filepath.Join(dir, "meta.db")
-	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Second, PageSize: pageSize, NoStatistics: true})
-	if errors.Is(err, bolterrors.ErrTimeout) {
-		return nil, fmt.Errorf("%s is in use: another fieldferry runs on this data folder", path)
+	m, err := tryMeta(path, pageSize, above)
+	if err == nil || !errors.Is(err, log.ErrDamaged) {
+		return m, err
 	}
+	if aside := log.SetAside(path); aside != nil {
+		return nil, errors.Join(err, aside)
+	}
+	logger.Error("meta.db is damaged; it was set aside and is made again from the generations", "err", err)
+	return tryMeta(path, pageSize, above)
+}
+
+func tryMeta(path string, pageSize int, above uint32) (*meta, error) {
+	m := &meta{}
+	err := log.Guard(func() error {
+		db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Second, PageSize: pageSize, NoStatistics: true})
+		switch {
+		case errors.Is(err, bolterrors.ErrTimeout):
+			return fmt.Errorf("%s is in use: another fieldferry runs on this data folder", path)
+		case errors.As(err, new(*os.PathError)):
+			return fmt.Errorf("open: %w", err)
+		case err != nil: // what bbolt says of the file's bytes
+			return fmt.Errorf("open %s: %v: %w", path, err, log.ErrDamaged)
+		}
+		m.db = db
+		if _, _, _, err := m.load(); err != nil {
+			return fmt.Errorf("read %s: %w", path, err)
+		}
+		return m.begin(above)
+	})
 	if err != nil {
-		return nil, fmt.Errorf("open %s: %w", path, err)
-	}
-	m := &meta{db: db}
-	if err := m.begin(); err != nil {
-		return nil, errors.Join(fmt.Errorf("%s: %w", path, err), db.Close())
+		if m.db != nil {
+			err = errors.Join(err, log.Guard(m.db.Close))
+		}
+		return nil, err
 	}
 	return m, nil
 }
 
-func (m *meta) begin() error {
+func (m *meta) begin(above uint32) error {
 	return m.db.Update(func(tx *bbolt.Tx) error {
 		about, err := tx.CreateBucketIfNotExists(bucketAbout)
 		if err != nil {
@@ -88,14 +115,15 @@ func (m *meta) begin() error {
 			}
 		}
 		if v := about.Get(keyVersion); len(v) == 4 && binary.BigEndian.Uint32(v) > metaVersion {
-			return fmt.Errorf("it has version %d, this program knows up to %d: install the newer version again", binary.BigEndian.Uint32(v), metaVersion)
+			return fmt.Errorf("the data folder has version %d, this program knows up to %d: install the newer version again", binary.BigEndian.Uint32(v), metaVersion)
 		}
 		m.origin = rand.Uint32()
 		if v := about.Get(keyOrigin); len(v) == 4 {
 			m.origin = binary.BigEndian.Uint32(v)
 		}
+		m.epoch = above
 		if v := about.Get(keyEpoch); len(v) == 4 {
-			m.epoch = binary.BigEndian.Uint32(v)
+			m.epoch = max(above, binary.BigEndian.Uint32(v))
 		}
 		m.epoch++
 		return errors.Join(
@@ -105,14 +133,24 @@ func (m *meta) begin() error {
 	})
 }
 
+var errRows = fmt.Errorf("a row is malformed: %w", log.ErrDamaged)
+
 // load returns what earlier process lives have left.
 func (m *meta) load() (outboxes []storedOutbox, gens []storedGeneration, rejected [NumClasses]uint64, err error) {
 	err = m.db.View(func(tx *bbolt.Tx) error {
+		if tx.Bucket(bucketAbout) == nil {
+			return nil // it is new
+		}
+		for _, name := range [][]byte{bucketOutboxes, bucketGenerations, bucketRejected, bucketParked} {
+			if tx.Bucket(name) == nil {
+				return fmt.Errorf("%s is missing: %w", name, log.ErrDamaged)
+			}
+		}
 		err := tx.Bucket(bucketOutboxes).ForEach(func(k, v []byte) error {
 			d := decoder{p: v}
 			o := storedOutbox{class: Class(d.byte()), name: string(d.bytes()), next: d.uvarint(), marks: d.marks()}
 			if len(k) != 4 || d.bad || o.class >= NumClasses {
-				return fmt.Errorf("outbox %x: %w", k, errRecord)
+				return fmt.Errorf("outbox %x: %w", k, errRows)
 			}
 			o.id = binary.BigEndian.Uint32(k)
 			outboxes = append(outboxes, o)
@@ -123,7 +161,7 @@ func (m *meta) load() (outboxes []storedOutbox, gens []storedGeneration, rejecte
 		}
 		err = tx.Bucket(bucketGenerations).ForEach(func(k, v []byte) error {
 			if len(k) != 13 || Class(k[0]) >= NumClasses {
-				return fmt.Errorf("generation %x: %w", k, errRecord)
+				return fmt.Errorf("generation %x: %w", k, errRows)
 			}
 			d := decoder{p: v}
 			g := storedGeneration{class: Class(k[0]), seal: log.Seal{
@@ -137,7 +175,7 @@ func (m *meta) load() (outboxes []storedOutbox, gens []storedGeneration, rejecte
 			}}
 			g.spans = d.spans(nil)
 			if d.bad {
-				return fmt.Errorf("generation %s: %w", g.seal.ID, errRecord)
+				return fmt.Errorf("generation %s: %w", g.seal.ID, errRows)
 			}
 			gens = append(gens, g)
 			return nil

@@ -20,7 +20,7 @@ type batch struct {
 // by one block while the committer waits for the disk.
 func (l *Log) encode(next Seq) {
 	defer close(l.blocks)
-	ahead := 0 // bytes of the block that is being committed
+	ahead := 0 // bytes of the block before
 	for i, spare := 0, [2]batch{}; ; i ^= 1 {
 		b := &spare[i]
 		clear(b.entries)
@@ -28,14 +28,19 @@ func (l *Log) encode(next Seq) {
 		if len(b.entries) == 0 {
 			return
 		}
-		written := l.written.Load()
-		b.fresh = written == 0 || written+int64(ahead) >= l.opts.GenerationBytes
-		l.pack(b, next, false)
-		if err := <-l.idle; err != nil {
-			// The block before this one did not happen, and its directory's
-			// numbers with it.
-			b.fresh = true
-			l.pack(b, next, true)
+		// A block that failed took its directory's numbers with it: again.
+		select {
+		case err := <-l.idle:
+			written := l.written.Load()
+			b.fresh = err != nil || written == 0 || written >= l.opts.GenerationBytes
+			l.pack(b, next, err != nil)
+		default:
+			b.fresh = l.written.Load()+int64(ahead) >= l.opts.GenerationBytes
+			l.pack(b, next, false)
+			if err := <-l.idle; err != nil {
+				b.fresh = true
+				l.pack(b, next, true)
+			}
 		}
 		next += Seq(len(b.entries))
 		ahead = len(b.bytes)

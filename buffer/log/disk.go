@@ -1,8 +1,10 @@
 package log
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"iter"
 	"os"
 	"path/filepath"
 	"slices"
@@ -48,6 +50,16 @@ type Disk interface {
 	Open(GenID) (Generation, error)
 	// Remove deletes a generation. It may come back after a power cut.
 	Remove(GenID) error
+	// Salvage calls fn with the file's bytes from wherever a block may begin. They
+	// are valid during the call only; fn returns how many it used, at least one.
+	Salvage(id GenID, fn func(p []byte) int) error
+	// SetAside takes a damaged generation out of the list and keeps its file where
+	// it can be inspected.
+	SetAside(GenID) error
+	// Replace puts a generation that holds the given blocks in the place of one
+	// that is damaged, which is set aside. After a crash the generation is the one
+	// or the other.
+	Replace(id GenID, blocks iter.Seq2[Seq, []byte]) error
 }
 
 // Generation is one file of blocks. Reads may be concurrent with one Put. No
@@ -92,10 +104,17 @@ func Files(dir string, o FileOptions) (Disk, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	return &files{dir: dir, opts: o}, nil
+	f := &files{dir: dir, opts: o}
+	if err := f.finishReplacing(); err != nil {
+		return nil, err
+	}
+	return f, nil
 }
 
-const fileSuffix = ".db"
+const (
+	fileSuffix   = ".db"
+	repairSuffix = ".db.repaired"
+)
 
 func (f *files) path(id GenID) string { return filepath.Join(f.dir, id.String()+fileSuffix) }
 
@@ -118,6 +137,17 @@ func (f *files) List() ([]GenID, error) {
 
 func (f *files) Create(id GenID) (Generation, error) {
 	path := f.path(id)
+	g, err := f.create(path)
+	if err != nil {
+		return nil, err
+	}
+	if err := SyncDir(f.dir); err != nil {
+		return nil, errors.Join(err, g.Close(), removeIfThere(path))
+	}
+	return g, nil
+}
+
+func (f *files) create(path string) (*file, error) {
 	db, err := bbolt.Open(path, 0o600, &bbolt.Options{
 		PageSize:       f.opts.PageSize,
 		NoFreelistSync: true, // else the list is rewritten with each commit
@@ -131,9 +161,6 @@ func (f *files) Create(id GenID) (Generation, error) {
 		return nil, errors.Join(err, removeIfThere(path))
 	}
 	db.AllocSize = 1 << 20
-	if err := SyncDir(f.dir); err != nil {
-		return nil, errors.Join(err, db.Close(), removeIfThere(path))
-	}
 	return &file{db: db, path: path}, nil
 }
 
@@ -146,7 +173,7 @@ func removeIfThere(path string) error {
 
 func (f *files) Open(id GenID) (g Generation, err error) {
 	path := f.path(id)
-	err = guard(func() error {
+	err = Guard(func() error {
 		db, err := bbolt.Open(path, 0o600, &bbolt.Options{ReadOnly: true, NoStatistics: true})
 		if err == nil {
 			g = &file{db: db, path: path}
@@ -158,6 +185,107 @@ func (f *files) Open(id GenID) (g Generation, err error) {
 
 func (f *files) Remove(id GenID) error { return removeIfThere(f.path(id)) }
 
+func (f *files) Salvage(id GenID, fn func(p []byte) int) error {
+	p, unmap, err := mapFile(f.path(id))
+	if err != nil {
+		return err
+	}
+	return errors.Join(Guard(func() error {
+		for off := 0; ; {
+			i := bytes.Index(p[off:], []byte(magic))
+			if i < 0 {
+				return nil
+			}
+			off += i
+			off += fn(p[off:])
+		}
+	}), unmap())
+}
+
+func (f *files) SetAside(id GenID) error {
+	return errors.Join(SetAside(f.path(id)), SyncDir(f.dir))
+}
+
+func (f *files) Replace(id GenID, blocks iter.Seq2[Seq, []byte]) error {
+	repaired := filepath.Join(f.dir, id.String()+repairSuffix)
+	if err := removeIfThere(repaired); err != nil {
+		return err
+	}
+	g, err := f.create(repaired)
+	if err != nil {
+		return err
+	}
+	err = Guard(func() error {
+		return g.db.Update(func(tx *bbolt.Tx) error {
+			for first, block := range blocks {
+				if err := put(tx, first, block); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	})
+	if err := errors.Join(err, g.Close(), SyncDir(f.dir)); err != nil {
+		return errors.Join(err, removeIfThere(repaired))
+	}
+	if err := SetAside(f.path(id)); err != nil {
+		return err
+	}
+	return errors.Join(os.Rename(repaired, f.path(id)), SyncDir(f.dir))
+}
+
+// finishReplacing ends what a crash has cut in Replace: a repaired file takes the
+// place of its original if that was set aside already.
+func (f *files) finishReplacing() error {
+	entries, err := os.ReadDir(f.dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		name, ok := strings.CutSuffix(e.Name(), repairSuffix)
+		if !ok {
+			continue
+		}
+		repaired, path := filepath.Join(f.dir, e.Name()), filepath.Join(f.dir, name+fileSuffix)
+		if _, err := os.Lstat(path); errors.Is(err, os.ErrNotExist) {
+			err = os.Rename(repaired, path)
+		} else {
+			err = os.Remove(repaired)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return SyncDir(f.dir)
+}
+
+// keepAside is how many damaged files are kept in a quarantine folder.
+const keepAside = 8
+
+// SetAside moves a damaged file into the folder quarantine beside its own, where
+// the newest few are kept for inspection.
+func SetAside(path string) error {
+	dir := filepath.Join(filepath.Dir(path), "quarantine")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	// The names begin with a number that rises.
+	n := 0
+	for _, e := range entries {
+		fmt.Sscanf(e.Name(), "%d-", &n)
+	}
+	for i := 0; i+keepAside <= len(entries); i++ {
+		if err := os.Remove(filepath.Join(dir, entries[i].Name())); err != nil {
+			return err
+		}
+	}
+	return os.Rename(path, filepath.Join(dir, fmt.Sprintf("%06d-%s", n+1, filepath.Base(path))))
+}
+
 type file struct {
 	db   *bbolt.DB
 	path string
@@ -166,22 +294,24 @@ type file struct {
 var blockKey = []byte("d")
 
 func (g *file) Put(first Seq, block []byte) error {
-	return guard(func() error {
-		return g.db.Update(func(tx *bbolt.Tx) error {
-			// Keys only grow: a page is left as full as it gets.
-			tx.Cursor().Bucket().FillPercent = 0.95
-			b, err := tx.CreateBucket(seqKey(first))
-			if err != nil {
-				return err
-			}
-			b.FillPercent = 1
-			return b.Put(blockKey, block)
-		})
+	return Guard(func() error {
+		return g.db.Update(func(tx *bbolt.Tx) error { return put(tx, first, block) })
 	})
 }
 
+func put(tx *bbolt.Tx, first Seq, block []byte) error {
+	// Keys only grow: a page is left as full as it gets.
+	tx.Cursor().Bucket().FillPercent = 0.95
+	b, err := tx.CreateBucket(seqKey(first))
+	if err != nil {
+		return err
+	}
+	b.FillPercent = 1
+	return b.Put(blockKey, block)
+}
+
 func (g *file) Scan(from Seq, fn func(Seq, []byte) bool) error {
-	return guard(func() error {
+	return Guard(func() error {
 		return g.db.View(func(tx *bbolt.Tx) error {
 			c := tx.Cursor()
 			for k, _ := c.Seek(seqKey(from)); k != nil; k, _ = c.Next() {
@@ -204,4 +334,4 @@ func (g *file) Scan(from Seq, fn func(Seq, []byte) bool) error {
 
 func (g *file) DiskBytes() int64 { return diskBytes(g.path) }
 
-func (g *file) Close() error { return guard(g.db.Close) }
+func (g *file) Close() error { return Guard(g.db.Close) }

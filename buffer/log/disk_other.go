@@ -12,3 +12,9 @@ func diskBytes(path string) int64 {
 	}
 	return fi.Size()
 }
+
+// mapFile reads a file.
+func mapFile(path string) (p []byte, unmap func() error, err error) {
+	p, err = os.ReadFile(path)
+	return p, func() error { return nil }, err
+}

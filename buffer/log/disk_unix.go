@@ -2,7 +2,11 @@
 
 package log
 
-import "golang.org/x/sys/unix"
+import (
+	"os"
+
+	"golang.org/x/sys/unix"
+)
 
 // diskBytes is the room a file takes (st_blocks), which for a sparse file is
 // less than its length.
@@ -12,4 +16,25 @@ func diskBytes(path string) int64 {
 		return 0
 	}
 	return st.Blocks * 512 // stat(2): in units of 512 bytes
+}
+
+// mapFile maps a file for reading. It must be read inside Guard.
+func mapFile(path string) (p []byte, unmap func() error, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return nil, nil, err
+	}
+	if fi.Size() == 0 {
+		return nil, func() error { return nil }, nil
+	}
+	p, err = unix.Mmap(int(f.Fd()), 0, int(fi.Size()), unix.PROT_READ, unix.MAP_SHARED)
+	if err != nil {
+		return nil, nil, &os.PathError{Op: "mmap", Path: path, Err: err}
+	}
+	return p, func() error { return unix.Munmap(p) }, nil
 }

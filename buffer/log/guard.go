@@ -10,9 +10,9 @@ import (
 	"syscall"
 )
 
-// guard runs f, which reads or writes a mapped file, and turns what damage in
+// Guard runs f, which reads or writes a mapped file, and turns what damage in
 // the file makes of it, a panic or a memory fault, into an error.
-func guard(f func() error) (err error) {
+func Guard(f func() error) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		if r := recover(); r != nil {

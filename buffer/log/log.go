@@ -8,6 +8,7 @@
 package log
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -102,6 +103,8 @@ type Log struct {
 	closing sync.Once
 	written atomic.Int64 // bytes in the generation that is being written
 
+	healing sync.Mutex // one repair at a time
+
 	active   *generation // of the committer: the one being written, or nil
 	unsealed *Seal       // of the committer: what the owner could not yet record
 
@@ -119,7 +122,8 @@ type generation struct {
 	file   Generation // nil until it is needed
 	users  int        // goroutines that use file
 	active bool       // written by this process
-	gone   bool       // removed; closed by its last user
+	gone   bool       // removed or replaced; closed by its last user
+	healed bool       // repaired once: what is still damaged is passed over
 }
 
 // Open opens the log on a disk. The generations in sealed are taken as they are
@@ -174,19 +178,21 @@ func Open(disk Disk, epoch uint32, sealed map[GenID]Seal, recovered func(GenID, 
 		}
 		g := &generation{Seal: Seal{ID: id}}
 		if err := l.recover(g, recovered); err != nil {
-			return nil, errors.Join(err, l.closeFiles())
+			// Damage must not keep the rest from working. The file stays.
+			o.Logger.Error("generation cannot be read and is left alone", "generation", id.String(), "err", err)
+			continue
 		}
+		l.gens = append(l.gens, g)
 		if g.Blocks == 0 {
-			// It was made, and the process died before the first commit.
-			if err := errors.Join(g.file.Close(), disk.Remove(id)); err != nil {
+			// It was made, and nothing committed to it.
+			if err := l.Remove(id); err != nil {
 				return nil, errors.Join(err, l.closeFiles())
 			}
 			continue
 		}
 		if err := owner.Sealed(g.Seal); err != nil { // it never gets another block
-			return nil, errors.Join(fmt.Errorf("seal %s: %w", id, err), g.file.Close(), l.closeFiles())
+			return nil, errors.Join(fmt.Errorf("seal %s: %w", id, err), l.closeFiles())
 		}
-		l.gens = append(l.gens, g)
 	}
 	if n := len(l.gens); n > 0 {
 		l.floor = l.gens[n-1].Last
@@ -201,24 +207,55 @@ func Open(disk Disk, epoch uint32, sealed map[GenID]Seal, recovered func(GenID, 
 	return l, nil
 }
 
-// recover reads the headers of a generation that was not sealed.
+// recover reads the headers of a generation that was not sealed. One that cannot
+// be read is repaired first.
 func (l *Log) recover(g *generation, recovered func(GenID, Header, []byte)) error {
-	var err error
+	err := l.readHeaders(g, recovered)
+	if err == nil {
+		return nil
+	}
+	good, err := l.repair(g, err)
+	if err != nil {
+		return err
+	}
+	g.healed = true
+	if good == 0 {
+		return nil
+	}
+	return l.readHeaders(g, recovered)
+}
+
+func (l *Log) readHeaders(g *generation, recovered func(GenID, Header, []byte)) (err error) {
 	if g.file, err = l.disk.Open(g.ID); err != nil {
 		return fmt.Errorf("open %s: %w", g.ID, err)
 	}
+	type head struct {
+		Header
+		dir   []byte
+		bytes int
+	}
+	var heads []head
 	err = g.file.Scan(0, func(first Seq, p []byte) bool {
-		h, dir, err := parseHeader(p)
-		if err != nil || h.First != first || first <= g.Last {
-			l.opts.Logger.Error("block is damaged, its records are lost", "generation", g.ID.String(), "block", first.String(), "err", err)
-			return true
+		h, dir, herr := parseHeader(p)
+		if herr == nil && (h.First != first || h.Class != l.opts.Class) {
+			herr = fmt.Errorf("block %s stands at %s: %w", h.First, first, ErrDamaged)
 		}
-		g.add(&h, len(p))
-		recovered(g.ID, h, dir)
+		if herr != nil {
+			err = herr
+			return false
+		}
+		heads = append(heads, head{h, bytes.Clone(dir), len(p)})
 		return true
 	})
 	if err != nil {
-		return fmt.Errorf("read %s: %w", g.ID, errors.Join(err, g.file.Close()))
+		err = errors.Join(fmt.Errorf("read %s: %w", g.ID, err), g.file.Close())
+		g.file = nil
+		return err
+	}
+	// Only what was read to its end counts.
+	for i := range heads {
+		g.add(&heads[i].Header, heads[i].bytes)
+		recovered(g.ID, heads[i].Header, heads[i].dir)
 	}
 	return nil
 }

@@ -40,13 +40,17 @@ func (l *Log) After(after Seq, want func(h *Header, dir []byte) bool) (*Block, e
 		switch {
 		case err == nil && b != nil:
 			return b, nil
+		case err == nil:
+			after = last // nothing wanted in the rest of the generation
+		case l.sealedAndNew(g):
+			if err := l.heal(g, err); err != nil {
+				return nil, err
+			}
 		case errors.Is(err, ErrDamaged) && next > after:
 			l.opts.Logger.Error("block is damaged, its records are lost", "generation", g.ID.String(), "block", next.String(), "err", err)
 			after = next
-		case err != nil:
-			return nil, fmt.Errorf("read %s: %w", g.ID, err)
 		default:
-			after = last // nothing wanted in the rest of the generation
+			return nil, fmt.Errorf("read %s: %w", g.ID, err)
 		}
 	}
 }
@@ -101,6 +105,13 @@ func (l *Log) read(g *generation, after, last Seq, want func(*Header, []byte) bo
 		return false
 	})
 	return b, next, errors.Join(scanErr, err)
+}
+
+// sealedAndNew reports whether a generation can be repaired and was not yet.
+func (l *Log) sealedAndNew(g *generation) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return !g.active && !g.healed
 }
 
 func (l *Log) lastOf(g *generation) Seq {
