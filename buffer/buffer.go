@@ -37,9 +37,11 @@ type Options struct {
 	Linger          time.Duration // longest an append that is not urgent waits for company
 	PageSize        int           // of the files; 0 is 16 KiB
 	Compress        bool          // zstd
-	GenerationBytes int64         // 0 is 32 MiB
-	Clock           log.Clock     // nil is the machine's
-	Logger          *slog.Logger  // nil discards
+	GenerationBytes int64         // 0 is 32 MiB, or less if that is a 32nd of what Limits allow
+	Limits          Limits
+	Free            func(dir string) (int64, error) // bytes free on the disk; nil asks it
+	Clock           log.Clock                       // nil is the machine's
+	Logger          *slog.Logger                    // nil discards
 }
 
 // Receipt is told once how an append ended: nil when the message is durable.
@@ -49,6 +51,9 @@ type Receipt interface{ Stored(err error) }
 
 // Buffer is an open data folder. Its methods may be called concurrently.
 type Buffer struct {
+	dir    string
+	limits Limits
+	free   func(string) (int64, error)
 	meta   *meta
 	clock  log.Clock
 	logger *slog.Logger
@@ -82,6 +87,15 @@ func Open(dir string, o Options) (*Buffer, error) {
 	if o.PageSize == 0 {
 		o.PageSize = 16 << 10
 	}
+	if o.Free == nil {
+		o.Free = log.Free
+	}
+	if o.GenerationBytes == 0 {
+		o.GenerationBytes = 32 << 20
+		if o.Limits.MaxBytes > 0 { // what is dropped for room is a whole generation
+			o.GenerationBytes = min(o.GenerationBytes, max(o.Limits.MaxBytes/32, 256<<10))
+		}
+	}
 	// The disks first: they make the folder.
 	var disks [NumClasses]log.Disk
 	var newest uint32
@@ -104,6 +118,7 @@ func Open(dir string, o Options) (*Buffer, error) {
 		return nil, err
 	}
 	b := &Buffer{
+		dir: dir, limits: o.Limits, free: o.Free,
 		meta: m, clock: o.Clock, logger: o.Logger,
 		kick: make(chan struct{}, 1), stop: make(chan struct{}),
 		outboxes: make(map[outboxKey]*Outbox), nextID: 1,
@@ -227,6 +242,9 @@ func (c *chain) recoverBlock(id log.GenID, h log.Header, p []byte) {
 func (o *Outbox) recoverMarks(m marks) {
 	m.sent, m.rec, m.comp = max(o.sent, m.sent), max(o.rec, m.rec), max(o.comp, m.comp)
 	o.marks = m
+	voids := o.voids
+	o.voids, o.ahead = nil, [numOutcomes]uint64{}
+	o.recoverVoids(voids)
 	for len(o.pins) > 0 && o.pins[0].last <= o.cursor {
 		o.stored -= o.pins[0].last - o.pins[0].first + 1
 		o.chain.unpin(o.pins[0].gen)
@@ -239,6 +257,18 @@ func (o *Outbox) recoverMarks(m marks) {
 	o.taken = o.cursor
 }
 
+// recoverVoids takes over the copies that were dropped before the cursor got to
+// them.
+func (o *Outbox) recoverVoids(voids []void) {
+	for _, v := range voids {
+		if v.first = max(v.first, o.cursor+1); v.first <= v.last {
+			o.voids = append(o.voids, v)
+			o.ahead[v.out] += v.last - v.first + 1
+		}
+	}
+	o.advance()
+}
+
 // recovered takes note of copies that a generation holds.
 func (c *chain) recovered(g *generation, s span) {
 	o := c.outboxes[s.outbox]
@@ -247,6 +277,11 @@ func (c *chain) recovered(g *generation, s span) {
 	}
 	o.next = max(o.next, s.last+1)
 	s.first = max(s.first, o.cursor+1)
+	for _, v := range o.voids { // a crash came before the file was gone
+		if v.first <= s.last && s.last <= v.last {
+			s.last = v.first - 1
+		}
+	}
 	if s.first > s.last {
 		return
 	}
@@ -258,6 +293,7 @@ func (c *chain) recovered(g *generation, s span) {
 func (b *Buffer) addOutbox(s storedOutbox) *Outbox {
 	c := b.chains[s.class]
 	o := &Outbox{id: s.id, name: s.name, class: s.class, chain: c, next: max(s.next, 1), marks: s.marks, taken: s.marks.cursor, dupTo: s.marks.sent}
+	o.recoverVoids(s.voids)
 	o.enc.next = o.next
 	b.outboxes[outboxKey{s.name, s.class}] = o
 	b.nextID = max(b.nextID, s.id+1)
@@ -305,16 +341,23 @@ func (b *Buffer) Append(ctx context.Context, class Class, m *Message, r Receipt)
 	if len(m.Copies) == 0 || class >= NumClasses {
 		return fmt.Errorf("append to class %s: message has no destination", class)
 	}
+	c := b.chains[class]
+	c.appends.Add(1)
+	if c.full.Load() {
+		c.rejected.Add(1)
+		b.kickFlusher()
+		return ErrFull
+	}
 	p := pendings.Get().(*pending)
 	p.receipt = r
 	for i := range m.Copies {
-		if c := m.Copies[i].Outbox.class; c != class {
-			return fmt.Errorf("append to class %s: a copy is for an outbox of class %s", class, c)
+		if of := m.Copies[i].Outbox.class; of != class {
+			return fmt.Errorf("append to class %s: a copy is for an outbox of class %s", class, of)
 		}
 		p.outboxes = append(p.outboxes, m.Copies[i].Outbox)
 	}
 	p.record = appendRecord(p.record[:0], m, b.now())
-	err := b.chains[class].log.Append(ctx, log.Entry{Data: p.record, Urgent: m.Urgent, Tag: p})
+	err := c.log.Append(ctx, log.Entry{Data: p.record, Urgent: m.Urgent, Tag: p})
 	switch {
 	case errors.Is(err, log.ErrClosed):
 		return ErrClosed
@@ -338,6 +381,7 @@ type Stats struct {
 	Classes     [NumClasses]ClassStats
 	Generations int
 	Bytes       int64 // of blocks, as written
+	DiskBytes   int64 // of the files that hold them
 }
 
 // ClassStats is the part of a class.
@@ -355,10 +399,10 @@ func (b *Buffer) Stats() Stats {
 	for class, c := range b.chains {
 		s.Classes[class].Rejected = c.rejected.Load()
 		s.Ledger.Add(s.Classes[class].Ledger)
-		gens, _ := c.log.Generations()
-		s.Generations += len(gens)
-		for _, g := range gens {
+		for _, g := range c.log.Generations() {
+			s.Generations++
 			s.Bytes += g.Bytes
+			s.DiskBytes += g.DiskBytes
 		}
 	}
 	return s

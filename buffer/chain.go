@@ -18,6 +18,9 @@ type chain struct {
 	receipts chan []*pending // of committed and failed appends, in order
 
 	rejected atomic.Uint64 // appends that failed
+	appends  atomic.Int64  // since room was last made
+	full     atomic.Bool   // appends are refused
+	starved  atomic.Bool   // the disk had no room for a commit
 
 	// Of the goroutine that writes directories.
 	touched []*Outbox // have copies in the block being made
@@ -122,6 +125,8 @@ func (c *chain) Committed(b *log.Block, id log.GenID, entries []log.Entry, err e
 	reason := err
 	if log.NoSpace(err) {
 		reason = ErrFull
+		c.starved.Store(true)
+		c.buffer.kickFlusher()
 	} else if err != nil {
 		reason = ErrFailed
 	}
@@ -182,9 +187,7 @@ func (c *chain) Sealed(s log.Seal) error {
 	if c.writing == g {
 		c.writing = nil
 	}
-	if g.pins.Load() == 0 {
-		c.buffer.kickFlusher()
-	}
+	c.buffer.kickFlusher() // it may be over a limit now, or needed by nobody
 	return nil
 }
 

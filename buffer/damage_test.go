@@ -200,11 +200,16 @@ func TestDamageIsSetAside(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	i := bytes.Index(p, []byte("FFB1"))
-	if i < 0 {
+	blocks := 0
+	for i := 0; i+70 < len(p); i++ {
+		if bytes.HasPrefix(p[i:], []byte("FFB1")) {
+			p[i+70] ^= 1
+			blocks++
+		}
+	}
+	if blocks == 0 {
 		t.Fatal("there is no block in the file")
 	}
-	p[i+70] ^= 1
 	if err := os.WriteFile(files[0], p, 0o600); err != nil {
 		t.Fatal(err)
 	}

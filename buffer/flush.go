@@ -29,6 +29,9 @@ func (b *Buffer) flush() {
 		case <-b.stop:
 			return
 		case <-b.kick:
+			if err := b.keepRoom(); err != nil {
+				b.logger.Error("room in the buffer could not be kept", "err", err)
+			}
 		case <-tick.C:
 			for i, c := range b.chains {
 				if !c.idle() {
@@ -41,6 +44,9 @@ func (b *Buffer) flush() {
 						b.logger.Error("generation could not be sealed", "class", c.class.String(), "err", err)
 					}
 				}
+			}
+			if err := b.keepRoom(); err != nil {
+				b.logger.Error("room in the buffer could not be kept", "err", err)
 			}
 			if err := b.save(false); err != nil {
 				b.logger.Error("marks could not be saved; if the process dies now, copies come twice", "err", err)

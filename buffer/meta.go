@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -20,12 +21,14 @@ import (
 // and rarely written: at most once a second, and when a generation ends.
 //
 //	about        version, origin, epoch
-//	outboxes     id u32 → class u8, name length uvarint, name, next uvarint, marks
+//	outboxes     id u32 → class u8, name length uvarint, name, next uvarint, marks,
+//	             voids: uvarint count, each: first uvarint, copies uvarint, outcome u8
 //	generations  class u8, epoch u32, first u64 → last uvarint, records uvarint, blocks uvarint,
 //	             bytes uvarint, first and newest wall clock uvarint ms, spans
 //	rejected     class u8 → appends that failed, uvarint
 //	parked       outbox u32, ordinal u64 → parked copy
 type meta struct {
+	path   string
 	db     *bbolt.DB
 	origin uint32
 	epoch  uint32
@@ -52,6 +55,7 @@ type storedOutbox struct {
 	name  string
 	next  uint64
 	marks marks
+	voids []void
 }
 
 // storedGeneration is a seal with what the generation holds.
@@ -77,7 +81,7 @@ func openMeta(dir string, pageSize int, above uint32, logger *slog.Logger) (*met
 }
 
 func tryMeta(path string, pageSize int, above uint32) (*meta, error) {
-	m := &meta{}
+	m := &meta{path: path}
 	err := log.Guard(func() error {
 		db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Second, PageSize: pageSize, NoStatistics: true})
 		switch {
@@ -148,7 +152,7 @@ func (m *meta) load() (outboxes []storedOutbox, gens []storedGeneration, rejecte
 		}
 		err := tx.Bucket(bucketOutboxes).ForEach(func(k, v []byte) error {
 			d := decoder{p: v}
-			o := storedOutbox{class: Class(d.byte()), name: string(d.bytes()), next: d.uvarint(), marks: d.marks()}
+			o := storedOutbox{class: Class(d.byte()), name: string(d.bytes()), next: d.uvarint(), marks: d.marks(), voids: d.voids()}
 			if len(k) != 4 || d.bad || o.class >= NumClasses {
 				return fmt.Errorf("outbox %x: %w", k, errRows)
 			}
@@ -200,17 +204,35 @@ func generationKey(c Class, id log.GenID) []byte {
 	return binary.BigEndian.AppendUint64(k, id.First)
 }
 
-func putOutbox(tx *bbolt.Tx, o *Outbox, next uint64, m *marks) error {
+func putOutbox(tx *bbolt.Tx, o *Outbox, next uint64, m *marks, voids []void) error {
 	v := append(make([]byte, 0, 64), byte(o.class))
 	v = appendString(v, o.name)
 	v = binary.AppendUvarint(v, next)
 	v = appendMarks(v, m)
+	v = binary.AppendUvarint(v, uint64(len(voids)))
+	for _, void := range voids {
+		v = binary.AppendUvarint(v, void.first)
+		v = binary.AppendUvarint(v, void.last-void.first+1)
+		v = append(v, byte(void.out))
+	}
 	return tx.Bucket(bucketOutboxes).Put(binary.BigEndian.AppendUint32(nil, o.id), v)
+}
+
+func (d *decoder) voids() (voids []void) {
+	for n := d.uvarint(); n > 0 && !d.bad; n-- {
+		first, count, out := d.uvarint(), d.uvarint(), Outcome(d.byte())
+		if count == 0 || out == 0 || out >= numOutcomes {
+			d.bad = true
+			break
+		}
+		voids = append(voids, void{first, first + count - 1, out})
+	}
+	return voids
 }
 
 // create makes a new outbox durable.
 func (m *meta) create(o *Outbox) error {
-	return m.db.Update(func(tx *bbolt.Tx) error { return putOutbox(tx, o, o.next, &o.marks) })
+	return m.db.Update(func(tx *bbolt.Tx) error { return putOutbox(tx, o, o.next, &o.marks, nil) })
 }
 
 // saveOutboxes puts the marks of outboxes and returns what to call when they are
@@ -220,10 +242,10 @@ func saveOutboxes(tx *bbolt.Tx, outboxes []*Outbox) (done func(), err error) {
 	for i, o := range outboxes {
 		o.mu.Lock()
 		mk, version := o.durable()
-		next := o.next
+		next, voids := o.next, slices.Clone(o.voids)
 		o.mu.Unlock()
 		versions[i] = version
-		if err := putOutbox(tx, o, next, &mk); err != nil {
+		if err := putOutbox(tx, o, next, &mk, voids); err != nil {
 			return nil, err
 		}
 	}

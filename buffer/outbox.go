@@ -1,8 +1,10 @@
 package buffer
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -35,6 +37,7 @@ type Outbox struct {
 	ahead   [numOutcomes]uint64
 	seen    []seen // the blocks that hold copies handed out and unsettled
 	pins    []pin  // the generations that hold unsettled copies, oldest first
+	voids   []void // copies above taken that were dropped, in order
 	reader  *Reader
 	blocked bool      // the reader waits for the window
 	dirty   bool      // marks differ from what is durable
@@ -54,6 +57,12 @@ type encoderSide struct {
 type seen struct {
 	block       log.Seq
 	first, last uint64
+}
+
+// void is a run of copies that were dropped before they were handed out.
+type void struct {
+	first, last uint64
+	out         Outcome
 }
 
 // pin is a generation that holds copies of an outbox.
@@ -97,7 +106,20 @@ func (o *Outbox) settle(ordinal uint64, out Outcome) {
 // advance moves the cursor over what is settled.
 func (o *Outbox) advance() {
 	mask := uint64(len(o.window) - 1)
-	for o.cursor < o.taken {
+	for {
+		if len(o.voids) > 0 && o.voids[0].first == o.cursor+1 {
+			v := o.voids[0]
+			o.voids = o.voids[1:]
+			n := v.last - v.first + 1
+			o.ahead[v.out] -= n
+			o.outcomes[v.out] += n
+			o.cursor = v.last
+			o.taken = max(o.taken, v.last)
+			continue
+		}
+		if o.cursor >= o.taken {
+			break
+		}
 		slot := &o.window[(o.cursor+1)&mask]
 		if *slot == 0 {
 			break
@@ -108,6 +130,41 @@ func (o *Outbox) advance() {
 		o.cursor++
 	}
 	o.moved()
+}
+
+// underWayIn reports whether copies in a generation were handed out and are not
+// settled.
+func (o *Outbox) underWayIn(g *generation) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	i := slices.IndexFunc(o.pins, func(p pin) bool { return p.gen == g })
+	return i >= 0 && o.taken >= o.pins[i].first && o.cursor < min(o.pins[i].last, o.taken)
+}
+
+// drop settles the copies of a generation, none of which is under way.
+func (o *Outbox) drop(g *generation, out Outcome) (dropped uint64) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	i := slices.IndexFunc(o.pins, func(p pin) bool { return p.gen == g })
+	if i < 0 {
+		return 0
+	}
+	p := o.pins[i]
+	if p.last <= o.taken {
+		return 0 // all of it is settled, or became under way
+	}
+	v := void{max(p.first, o.taken+1), p.last, out}
+	n := v.last - v.first + 1
+	o.ahead[out] += n
+	o.stored -= n
+	at, _ := slices.BinarySearchFunc(o.voids, v.first, func(v void, first uint64) int { return cmp.Compare(v.first, first) })
+	o.voids = slices.Insert(o.voids, at, v)
+	if v.first == p.first || o.cursor+1 == v.first {
+		o.pins = slices.Delete(o.pins, i, i+1)
+		o.chain.unpin(g)
+	}
+	o.advance()
+	return n
 }
 
 // moved lets go of what lies behind the cursor.

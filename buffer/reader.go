@@ -136,6 +136,9 @@ func (r *Reader) served(i, n int) {
 func (o *Outbox) waiting() bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if len(o.voids) > 0 && o.voids[0].first == o.taken+1 {
+		return false
+	}
 	return o.taken+1 < o.next && o.taken-o.cursor < maxWindow
 }
 
@@ -168,6 +171,9 @@ func (o *Outbox) rewind() {
 func (o *Outbox) fill(dst []Delivery) (n int, err error) {
 	o.mu.Lock()
 	taken, next, limit := o.taken, o.next, o.cursor+maxWindow
+	if len(o.voids) > 0 {
+		next = min(next, o.voids[0].first) // behind it when all before is settled
+	}
 	o.mu.Unlock()
 	var done []seen
 	for n < len(dst) && taken+1 < next {
@@ -271,6 +277,19 @@ func (o *Outbox) publish(taken uint64, done []seen, any bool) {
 func (o *Outbox) handOut(dst []Delivery, taken uint64, done []seen) int {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if len(o.voids) > 0 && taken >= o.voids[0].first {
+		// What was read here has been dropped at the same time. Read again from
+		// the generation that has what comes next.
+		o.rd = readerSide{}
+		for _, p := range o.pins {
+			if p.last > o.taken {
+				o.rd.after = log.Seq(p.gen.id.First) - 1
+				break
+			}
+		}
+		o.reader.wake()
+		return 0
+	}
 	for _, s := range done {
 		if s.last > o.cursor {
 			o.seen = append(o.seen, s)
@@ -279,6 +298,9 @@ func (o *Outbox) handOut(dst []Delivery, taken uint64, done []seen) int {
 	n := 0
 	for i := range dst {
 		d := &dst[i]
+		if d.Ordinal <= o.cursor {
+			continue // dropped meanwhile
+		}
 		o.grow(d.Ordinal)
 		if o.window[d.Ordinal&uint64(len(o.window)-1)] != 0 {
 			continue
@@ -291,7 +313,7 @@ func (o *Outbox) handOut(dst []Delivery, taken uint64, done []seen) int {
 	if n < len(dst) {
 		o.advance()
 	}
-	o.blocked = o.taken-o.cursor >= maxWindow
+	o.blocked = o.taken-o.cursor >= maxWindow || len(o.voids) > 0
 	return n
 }
 

@@ -50,6 +50,8 @@ type Disk interface {
 	Open(GenID) (Generation, error)
 	// Remove deletes a generation. It may come back after a power cut.
 	Remove(GenID) error
+	// DiskBytes is what a generation takes from the disk.
+	DiskBytes(GenID) int64
 	// Salvage calls fn with the file's bytes from wherever a block may begin. They
 	// are valid during the call only; fn returns how many it used, at least one.
 	Salvage(id GenID, fn func(p []byte) int) error
@@ -72,8 +74,6 @@ type Generation interface {
 	// Scan calls fn for the blocks that begin at from or later, in order, until
 	// fn returns false. The bytes are valid during the call only.
 	Scan(from Seq, fn func(first Seq, block []byte) bool) error
-	// DiskBytes is what the file takes from the disk.
-	DiskBytes() int64
 	Close() error
 }
 
@@ -161,7 +161,7 @@ func (f *files) create(path string) (*file, error) {
 		return nil, errors.Join(err, removeIfThere(path))
 	}
 	db.AllocSize = 1 << 20
-	return &file{db: db, path: path}, nil
+	return &file{db}, nil
 }
 
 func removeIfThere(path string) error {
@@ -176,7 +176,7 @@ func (f *files) Open(id GenID) (g Generation, err error) {
 	err = Guard(func() error {
 		db, err := bbolt.Open(path, 0o600, &bbolt.Options{ReadOnly: true, NoStatistics: true})
 		if err == nil {
-			g = &file{db: db, path: path}
+			g = &file{db}
 		}
 		return err
 	})
@@ -184,6 +184,8 @@ func (f *files) Open(id GenID) (g Generation, err error) {
 }
 
 func (f *files) Remove(id GenID) error { return removeIfThere(f.path(id)) }
+
+func (f *files) DiskBytes(id GenID) int64 { return DiskBytes(f.path(id)) }
 
 func (f *files) Salvage(id GenID, fn func(p []byte) int) error {
 	p, unmap, err := mapFile(f.path(id))
@@ -286,10 +288,7 @@ func SetAside(path string) error {
 	return os.Rename(path, filepath.Join(dir, fmt.Sprintf("%06d-%s", n+1, filepath.Base(path))))
 }
 
-type file struct {
-	db   *bbolt.DB
-	path string
-}
+type file struct{ db *bbolt.DB }
 
 var blockKey = []byte("d")
 
@@ -331,7 +330,5 @@ func (g *file) Scan(from Seq, fn func(Seq, []byte) bool) error {
 		})
 	})
 }
-
-func (g *file) DiskBytes() int64 { return diskBytes(g.path) }
 
 func (g *file) Close() error { return Guard(g.db.Close) }

@@ -2,10 +2,13 @@
 
 package log
 
-import "os"
+import (
+	"math"
+	"os"
+)
 
-// diskBytes is the length of a file.
-func diskBytes(path string) int64 {
+// DiskBytes is the length of a file.
+func DiskBytes(path string) int64 {
 	fi, err := os.Stat(path)
 	if err != nil {
 		return 0
@@ -18,3 +21,6 @@ func mapFile(path string) (p []byte, unmap func() error, err error) {
 	p, err = os.ReadFile(path)
 	return p, func() error { return nil }, err
 }
+
+// Free is the room that is left on the disk of a folder; it is not known here.
+func Free(dir string) (int64, error) { return math.MaxInt64, nil }

@@ -8,9 +8,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// diskBytes is the room a file takes (st_blocks), which for a sparse file is
+// DiskBytes is the room a file takes (st_blocks), which for a sparse file is
 // less than its length.
-func diskBytes(path string) int64 {
+func DiskBytes(path string) int64 {
 	var st unix.Stat_t
 	if unix.Stat(path, &st) != nil {
 		return 0
@@ -37,4 +37,13 @@ func mapFile(path string) (p []byte, unmap func() error, err error) {
 		return nil, nil, &os.PathError{Op: "mmap", Path: path, Err: err}
 	}
 	return p, func() error { return unix.Munmap(p) }, nil
+}
+
+// Free is the room that is left on the disk of a folder for this user.
+func Free(dir string) (int64, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return 0, &os.PathError{Op: "statfs", Path: dir, Err: err}
+	}
+	return int64(st.Bavail) * int64(st.Bsize), nil
 }

@@ -305,16 +305,25 @@ func (l *Log) Remove(id GenID) error {
 	return errors.Join(err, l.disk.Remove(id))
 }
 
-// Generations returns what there is, oldest first; active is the one being
-// written, if any, and is the last.
-func (l *Log) Generations() (seals []Seal, active bool) {
+// A GenerationInfo is a generation as it stands.
+type GenerationInfo struct {
+	Seal
+	Active    bool  // being written
+	DiskBytes int64 // what its file takes from the disk
+}
+
+// Generations returns what there is, oldest first.
+func (l *Log) Generations() []GenerationInfo {
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	for _, g := range l.gens {
-		seals = append(seals, g.Seal)
-		active = g.active
+	infos := make([]GenerationInfo, len(l.gens))
+	for i, g := range l.gens {
+		infos[i] = GenerationInfo{Seal: g.Seal, Active: g.active}
 	}
-	return seals, active
+	l.mu.Unlock()
+	for i := range infos {
+		infos[i].DiskBytes = l.disk.DiskBytes(infos[i].ID)
+	}
+	return infos
 }
 
 // Close commits what is queued, seals the generation that is being written, and

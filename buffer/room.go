@@ -1,0 +1,204 @@
+package buffer
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/fieldferry/fieldferry/buffer/log"
+)
+
+// Limits bound what a buffer keeps; a zero is no limit.
+type Limits struct {
+	MaxBytes int64                     // of disk, for all classes together
+	MinFree  int64                     // bytes to leave free on the disk
+	MaxAge   [NumClasses]time.Duration // since the commit
+	Reserve  [NumClasses]int64         // bytes of MaxBytes that other classes leave alone
+	// RejectNew refuses messages when there is no room. Otherwise the oldest
+	// generation of the least class makes room, up to the class that needs it.
+	RejectNew bool
+}
+
+// room is how the disk is used.
+type room struct {
+	used  [NumClasses]int64
+	total int64 // with meta.db
+	free  int64
+}
+
+func (b *Buffer) measure() (room, error) {
+	r := room{total: log.DiskBytes(b.meta.path)}
+	for class, c := range b.chains {
+		for _, g := range c.log.Generations() {
+			r.used[class] += g.DiskBytes
+		}
+		r.total += r.used[class]
+	}
+	var err error
+	r.free, err = b.free(b.dir)
+	return r, err
+}
+
+// missing is how many bytes are wanting for a class to have room.
+func (b *Buffer) missing(r *room, class Class) int64 {
+	var over int64
+	if b.limits.MaxBytes > 0 {
+		limit := b.limits.MaxBytes
+		for other, reserve := range b.limits.Reserve {
+			if Class(other) != class {
+				limit -= max(0, reserve-r.used[other])
+			}
+		}
+		over = r.total - limit
+	}
+	if b.limits.MinFree > 0 {
+		over = max(over, b.limits.MinFree-r.free)
+	}
+	if b.chains[class].starved.Load() {
+		over = max(over, 1)
+	}
+	return over
+}
+
+// keepRoom applies the limits: it drops what is too old, makes room or lets
+// appends be refused, for each class that is being written.
+func (b *Buffer) keepRoom() error {
+	if err := b.dropOld(); err != nil {
+		return err
+	}
+	for class := range NumClasses {
+		c := b.chains[class]
+		full, err := b.makeRoom(class)
+		if err != nil {
+			return err
+		}
+		if c.full.Swap(full) != full {
+			b.logger.Warn("room for a class has changed", "class", class.String(), "full", full)
+		}
+	}
+	return nil
+}
+
+// makeRoom drops generations until a class has room, unless nothing wants in.
+// It reports whether the class has to refuse messages.
+func (b *Buffer) makeRoom(class Class) (full bool, err error) {
+	defer b.chains[class].starved.Store(false)
+	for {
+		r, err := b.measure()
+		if err != nil {
+			return false, err
+		}
+		if b.missing(&r, class) <= 0 {
+			return false, nil
+		}
+		if b.limits.RejectNew {
+			return true, nil
+		}
+		if !b.chains[class].wanted() {
+			return false, nil // with the next append it will be
+		}
+		dropped, err := b.dropOldest(class, &r)
+		if err != nil || !dropped {
+			return true, err
+		}
+		b.chains[class].starved.Store(false)
+	}
+}
+
+// dropOldest drops one generation of the least class that has more than its
+// reserve, but none above the class that needs the room.
+func (b *Buffer) dropOldest(above Class, r *room) (bool, error) {
+	for class := NumClasses; class > above; {
+		class--
+		if class != above && r.used[class] <= b.limits.Reserve[class] {
+			continue
+		}
+		c := b.chains[class]
+		g := c.oldestToDrop()
+		if g == nil {
+			continue
+		}
+		return true, b.dropGeneration(c, g, DroppedOldest)
+	}
+	return false, nil
+}
+
+// dropOld drops the generations whose every message is older than its class
+// keeps them.
+func (b *Buffer) dropOld() error {
+	now := b.now()
+	for class, c := range b.chains {
+		age := b.limits.MaxAge[class]
+		if age <= 0 {
+			continue
+		}
+		for _, info := range c.log.Generations() {
+			if now.Sub(info.Newest) <= age || info.Blocks == 0 {
+				continue
+			}
+			if g := c.droppable(info.ID); g != nil {
+				if err := b.dropGeneration(c, g, DroppedAge); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// dropGeneration settles all that outboxes have in a generation and removes it.
+func (b *Buffer) dropGeneration(c *chain, g *generation, out Outcome) error {
+	if !g.sealed.Load() {
+		if err := c.log.Rotate(context.Background()); err != nil {
+			return err
+		}
+	}
+	var copies uint64
+	for _, o := range c.all() {
+		copies += o.drop(g, out)
+	}
+	b.logger.Warn("messages were dropped", "class", c.class.String(), "reason", reasons[out], "copies", copies, "generation", g.id.String())
+	if g.pins.Load() > 0 {
+		return fmt.Errorf("generation %s is in use again", g.id) // something of it was handed out just now
+	}
+	return b.sweep()
+}
+
+func (c *chain) all() []*Outbox {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	all := make([]*Outbox, 0, len(c.outboxes))
+	for _, o := range c.outboxes {
+		all = append(all, o)
+	}
+	return all
+}
+
+// oldestToDrop is the oldest generation of which no copy is under way.
+func (c *chain) oldestToDrop() *generation {
+	for _, info := range c.log.Generations() {
+		if info.Blocks == 0 {
+			continue
+		}
+		if g := c.droppable(info.ID); g != nil {
+			return g
+		}
+	}
+	return nil
+}
+
+// droppable returns a generation if none of its copies is under way: what may
+// have been sent is sent again unchanged.
+func (c *chain) droppable(id log.GenID) *generation {
+	c.mu.Lock()
+	g := c.gens[id]
+	c.mu.Unlock()
+	if g == nil || slices.ContainsFunc(c.all(), func(o *Outbox) bool { return o.underWayIn(g) }) {
+		return nil
+	}
+	return g
+}
+
+// wanted reports whether anything was appended since it was asked last.
+func (c *chain) wanted() bool { return c.appends.Swap(0) > 0 }
