@@ -184,7 +184,7 @@ func (b *Buffer) openChain(c *chain, disk log.Disk, sealed map[log.GenID]log.Sea
 		case !there[g.seal.ID]:
 			gone = append(gone, g.seal.ID)
 		default:
-			known := &generation{id: g.seal.ID}
+			known := &generation{id: g.seal.ID, expires: g.expires}
 			known.sealed.Store(true)
 			c.gens[known.id] = known
 			for _, s := range g.spans {
@@ -224,6 +224,7 @@ func (c *chain) recoverBlock(id log.GenID, h log.Header, p []byte) {
 		c.buffer.logger.Error("directory of a block is malformed", "class", c.class.String(), "block", h.First.String())
 		return
 	}
+	g.add(dir.expires)
 	for outbox, m := range dir.marks {
 		if o := c.outboxes[outbox]; o != nil && m.cursor >= o.cursor {
 			o.recoverMarks(m)
@@ -356,7 +357,15 @@ func (b *Buffer) Append(ctx context.Context, class Class, m *Message, r Receipt)
 		}
 		p.outboxes = append(p.outboxes, m.Copies[i].Outbox)
 	}
-	p.record = appendRecord(p.record[:0], m, b.now())
+	now := b.now()
+	p.record = appendRecord(p.record[:0], m, now)
+	if m.Expiry > 0 {
+		enqueued := m.Enqueued
+		if enqueued.IsZero() {
+			enqueued = now
+		}
+		p.expires = uint64(max(enqueued.Add(m.Expiry).UnixMilli(), 1))
+	}
 	err := c.log.Append(ctx, log.Entry{Data: p.record, Urgent: m.Urgent, Tag: p})
 	switch {
 	case errors.Is(err, log.ErrClosed):

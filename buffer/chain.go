@@ -39,13 +39,17 @@ type generation struct {
 	id     log.GenID
 	pins   atomic.Int64
 	sealed atomic.Bool
-	spans  map[uint32]span // until it is sealed: what it holds of each outbox
+
+	// Until it is sealed, of the committing goroutine:
+	spans   map[uint32]span // what it holds of each outbox
+	expires uint64          // Unix ms when the last of its copies expires, 0 if one never does
 }
 
 // pending is an append on its way.
 type pending struct {
 	record   []byte
 	outboxes []*Outbox
+	expires  uint64 // Unix ms; 0 is never
 	receipt  Receipt
 	err      error
 }
@@ -77,8 +81,11 @@ func (c *chain) Directory(dst []byte, entries []log.Entry, fresh, again bool) []
 		c.mu.Unlock()
 	}
 	c.touched = c.touched[:0]
+	expires, never := uint64(0), false
 	for i := range entries {
-		for _, o := range entries[i].Tag.(*pending).outboxes {
+		p := entries[i].Tag.(*pending)
+		expires, never = max(expires, p.expires), never || p.expires == 0
+		for _, o := range p.outboxes {
 			if o.enc.count == 0 {
 				o.enc.first = o.enc.next
 				c.touched = append(c.touched, o)
@@ -96,6 +103,10 @@ func (c *chain) Directory(dst []byte, entries []log.Entry, fresh, again bool) []
 			unnamed++
 		}
 	}
+	if never {
+		expires = 0
+	}
+	dst = binary.AppendUvarint(dst, expires)
 	dst = binary.AppendUvarint(dst, uint64(unnamed))
 	for _, o := range c.touched {
 		if !o.enc.named {
@@ -160,9 +171,22 @@ func (c *chain) accept(b *log.Block, id log.GenID) {
 		outboxes[i] = c.outboxes[s.outbox]
 	}
 	c.mu.Unlock()
+	g.add(dir.expires)
 	for i, s := range dir.spans {
 		g.extend(s)
 		outboxes[i].committed(s, g)
+	}
+}
+
+// add counts in the expiry of one more block; extend comes after.
+func (g *generation) add(expires uint64) {
+	if len(g.spans) == 0 {
+		g.expires = expires
+	} else if g.expires > 0 {
+		g.expires = max(g.expires, expires)
+		if expires == 0 {
+			g.expires = 0
+		}
 	}
 }
 
@@ -179,7 +203,7 @@ func (c *chain) Sealed(s log.Seal) error {
 	c.mu.Lock()
 	g := c.gens[s.ID]
 	c.mu.Unlock()
-	if err := c.buffer.meta.seal(c, s, g.spans); err != nil {
+	if err := c.buffer.meta.seal(c, s, g); err != nil {
 		return err
 	}
 	g.spans = nil

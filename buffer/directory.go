@@ -5,9 +5,10 @@ import "encoding/binary"
 // The directory of a block says which ordinals its records take in which outbox,
 // and how far outboxes were settled when it was written:
 //
-//	names  uvarint count, each: outbox uvarint, name uvarint length, bytes
-//	spans  uvarint count, each: outbox uvarint, first ordinal uvarint, copies uvarint
-//	marks  uvarint count, each: outbox uvarint, marks (see appendMarks)
+//	expires uvarint: Unix ms when the last of its copies expires, 0 if one never does
+//	names   uvarint count, each: outbox uvarint, name uvarint length, bytes
+//	spans   uvarint count, each: outbox uvarint, first ordinal uvarint, copies uvarint
+//	marks   uvarint count, each: outbox uvarint, marks (see appendMarks)
 //
 // Within a block, the copies of an outbox take the ordinals of its span in the
 // order of the records. A name stands in the first block of a generation that
@@ -53,13 +54,15 @@ func (d *decoder) marks() (m marks) {
 
 // directory is a parsed directory.
 type directory struct {
-	names map[uint32]string
-	spans []span
-	marks map[uint32]marks
+	expires uint64 // Unix ms; 0 is never
+	names   map[uint32]string
+	spans   []span
+	marks   map[uint32]marks
 }
 
 func parseDirectory(p []byte) (dir directory, ok bool) {
 	d := decoder{p: p}
+	dir.expires = d.uvarint()
 	if n := d.uvarint(); n > 0 {
 		dir.names = make(map[uint32]string)
 		for ; n > 0 && !d.bad; n-- {
@@ -101,6 +104,7 @@ func appendSpans(dst []byte, spans []span) []byte {
 // findSpan looks for one outbox in a directory, without allocating.
 func findSpan(p []byte, outbox uint32) (span, bool) {
 	d := decoder{p: p}
+	d.uvarint()
 	for n := d.uvarint(); n > 0 && !d.bad; n-- {
 		d.uvarint()
 		d.bytes()

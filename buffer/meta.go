@@ -24,7 +24,7 @@ import (
 //	outboxes     id u32 → class u8, name length uvarint, name, next uvarint, marks,
 //	             voids: uvarint count, each: first uvarint, copies uvarint, outcome u8
 //	generations  class u8, epoch u32, first u64 → last uvarint, records uvarint, blocks uvarint,
-//	             bytes uvarint, first and newest wall clock uvarint ms, spans
+//	             bytes uvarint, first and newest wall clock uvarint ms, latest expiry uvarint ms, spans
 //	rejected     class u8 → appends that failed, uvarint
 //	parked       outbox u32, ordinal u64 → parked copy
 type meta struct {
@@ -60,9 +60,10 @@ type storedOutbox struct {
 
 // storedGeneration is a seal with what the generation holds.
 type storedGeneration struct {
-	class Class
-	seal  log.Seal
-	spans []span
+	class   Class
+	seal    log.Seal
+	expires uint64
+	spans   []span
 }
 
 // openMeta opens meta.db and begins a new epoch, above all those given. A file
@@ -177,6 +178,7 @@ func (m *meta) load() (outboxes []storedOutbox, gens []storedGeneration, rejecte
 				First:   time.UnixMilli(int64(d.uvarint())),
 				Newest:  time.UnixMilli(int64(d.uvarint())),
 			}}
+			g.expires = d.uvarint()
 			g.spans = d.spans(nil)
 			if d.bad {
 				return fmt.Errorf("generation %s: %w", g.seal.ID, errRows)
@@ -276,11 +278,11 @@ func (m *meta) save(outboxes []*Outbox, rejected [NumClasses]uint64) error {
 
 // seal makes durable what a generation holds, together with the marks of the
 // outboxes of its class: those in its blocks are read no more.
-func (m *meta) seal(c *chain, s log.Seal, spans map[uint32]span) error {
-	list := make([]span, 0, len(spans))
-	outboxes := make([]*Outbox, 0, len(spans))
+func (m *meta) seal(c *chain, s log.Seal, g *generation) error {
+	list := make([]span, 0, len(g.spans))
+	outboxes := make([]*Outbox, 0, len(g.spans))
 	c.mu.Lock()
-	for id, sp := range spans {
+	for id, sp := range g.spans {
 		list = append(list, sp)
 		outboxes = append(outboxes, c.outboxes[id])
 	}
@@ -291,6 +293,7 @@ func (m *meta) seal(c *chain, s log.Seal, spans map[uint32]span) error {
 		for _, n := range [...]int64{int64(s.Last), s.Records, s.Blocks, s.Bytes, max(s.First.UnixMilli(), 0), max(s.Newest.UnixMilli(), 0)} {
 			v = binary.AppendUvarint(v, uint64(n))
 		}
+		v = binary.AppendUvarint(v, g.expires)
 		v = appendSpans(v, list)
 		if err := tx.Bucket(bucketGenerations).Put(generationKey(c.class, s.ID), v); err != nil {
 			return err

@@ -124,27 +124,42 @@ func (b *Buffer) dropOldest(above Class, r *room) (bool, error) {
 	return false, nil
 }
 
-// dropOld drops the generations whose every message is older than its class
-// keeps them.
+// dropOld drops the generations whose every message has expired, or is older
+// than its class keeps them.
 func (b *Buffer) dropOld() error {
 	now := b.now()
 	for class, c := range b.chains {
 		age := b.limits.MaxAge[class]
-		if age <= 0 {
-			continue
-		}
 		for _, info := range c.log.Generations() {
-			if now.Sub(info.Newest) <= age || info.Blocks == 0 {
+			var out Outcome
+			switch expires := c.expires(info.ID); {
+			case info.Blocks == 0:
+				continue
+			case expires > 0 && now.UnixMilli() > int64(expires):
+				out = DroppedExpired
+			case age > 0 && now.Sub(info.Newest) > age:
+				out = DroppedAge
+			default:
 				continue
 			}
 			if g := c.droppable(info.ID); g != nil {
-				if err := b.dropGeneration(c, g, DroppedAge); err != nil {
+				if err := b.dropGeneration(c, g, out); err != nil {
 					return err
 				}
 			}
 		}
 	}
 	return nil
+}
+
+// expires is when the last copy of a sealed generation expires, Unix ms, or 0.
+func (c *chain) expires(id log.GenID) uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if g := c.gens[id]; g != nil && g.sealed.Load() {
+		return g.expires
+	}
+	return 0
 }
 
 // dropGeneration settles all that outboxes have in a generation and removes it.

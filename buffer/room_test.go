@@ -196,3 +196,39 @@ func TestMaxAgeDropsWholeGenerations(t *testing.T) {
 	balance(t, tele, Ledger{Accepted: 10, Dropped: map[string]uint64{"age": 10}})
 	balance(t, alert, Ledger{Accepted: 10, Stored: 10})
 }
+
+func TestGenerationsExpireWhole(t *testing.T) {
+	dir := t.TempDir()
+	clock := &movedClock{}
+	b, err := Open(dir, Options{PageSize: 4096, Clock: clock})
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := outbox(t, b, "cloud", Telemetry)
+	r := make(receipt, 2)
+	for i := range 2 {
+		m := &Message{Topic: "t", Expiry: time.Duration(i+1) * time.Minute, Urgent: true, Copies: []Copy{{Outbox: o}}}
+		if err := b.Append(t.Context(), Telemetry, m, r); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-r; err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := b.Close(); err != nil { // seals the generation
+		t.Fatal(err)
+	}
+	if b, err = Open(dir, Options{PageSize: 4096, Clock: clock}); err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	o = outbox(t, b, "cloud", Telemetry)
+	clock.by.Store(int64(90 * time.Second))
+	if err := b.dropOld(); err != nil {
+		t.Fatal(err)
+	}
+	balance(t, o, Ledger{Accepted: 2, Stored: 2}) // the second is still good
+	clock.by.Store(int64(3 * time.Minute))
+	eventually(t, "both have expired", func() bool { return o.Ledger().Stored == 0 })
+	balance(t, o, Ledger{Accepted: 2, Dropped: map[string]uint64{"expired": 2}})
+}
