@@ -28,7 +28,7 @@ var (
 	// ErrClosed is returned once Close was called.
 	ErrClosed = errors.New("buffer is closed")
 	// ErrFailed is given to a receipt when the disk failed. The message must not
-	// be acknowledged.
+	// be acknowledged; it may come out after a restart all the same.
 	ErrFailed = errors.New("buffer storage failed")
 )
 
@@ -39,9 +39,9 @@ type Options struct {
 	Compress        bool          // zstd
 	GenerationBytes int64         // 0 is 32 MiB, or less if that is a 32nd of what Limits allow
 	Limits          Limits
-	Free            func(dir string) (int64, error) // bytes free on the disk; nil asks it
-	Clock           log.Clock                       // nil is the machine's
-	Logger          *slog.Logger                    // nil discards
+	Free            func() (int64, error) // bytes free on the disk; nil asks it
+	Clock           log.Clock             // nil is the machine's
+	Logger          *slog.Logger          // nil discards
 }
 
 // Receipt is told once how an append ended: nil when the message is durable.
@@ -51,9 +51,8 @@ type Receipt interface{ Stored(err error) }
 
 // Buffer is an open data folder. Its methods may be called concurrently.
 type Buffer struct {
-	dir    string
 	limits Limits
-	free   func(string) (int64, error)
+	free   func() (int64, error)
 	meta   *meta
 	clock  log.Clock
 	logger *slog.Logger
@@ -76,26 +75,11 @@ type outboxKey struct {
 	class Class
 }
 
-// Open opens the buffer in a folder, or makes one there.
+// Open opens the buffer in a folder, or makes one there. Damage in the files is
+// repaired as far as it goes and logged; an error is a folder that is in use or
+// cannot be read or written.
 func Open(dir string, o Options) (*Buffer, error) {
-	if o.Clock == nil {
-		o.Clock = log.SystemClock{}
-	}
-	if o.Logger == nil {
-		o.Logger = slog.New(slog.DiscardHandler)
-	}
-	if o.PageSize == 0 {
-		o.PageSize = 16 << 10
-	}
-	if o.Free == nil {
-		o.Free = log.Free
-	}
-	if o.GenerationBytes == 0 {
-		o.GenerationBytes = 32 << 20
-		if o.Limits.MaxBytes > 0 { // what is dropped for room is a whole generation
-			o.GenerationBytes = min(o.GenerationBytes, max(o.Limits.MaxBytes/32, 256<<10))
-		}
-	}
+	o = o.withDefaults()
 	// The disks first: they make the folder.
 	var disks [NumClasses]log.Disk
 	var newest uint32
@@ -117,8 +101,35 @@ func Open(dir string, o Options) (*Buffer, error) {
 	if err != nil {
 		return nil, err
 	}
+	if o.Free == nil {
+		o.Free = func() (int64, error) { return log.Free(dir) }
+	}
+	return open(m, disks, o)
+}
+
+func (o Options) withDefaults() Options {
+	if o.Clock == nil {
+		o.Clock = log.SystemClock{}
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.PageSize == 0 {
+		o.PageSize = 16 << 10
+	}
+	if o.GenerationBytes == 0 {
+		o.GenerationBytes = 32 << 20
+		if o.Limits.MaxBytes > 0 { // what is dropped for room is a whole generation
+			o.GenerationBytes = min(o.GenerationBytes, max(o.Limits.MaxBytes/32, 256<<10))
+		}
+	}
+	return o
+}
+
+// open brings a buffer up on its parts, which it owns from then on.
+func open(m *meta, disks [NumClasses]log.Disk, o Options) (*Buffer, error) {
 	b := &Buffer{
-		dir: dir, limits: o.Limits, free: o.Free,
+		limits: o.Limits, free: o.Free,
 		meta: m, clock: o.Clock, logger: o.Logger,
 		kick: make(chan struct{}, 1), stop: make(chan struct{}),
 		outboxes: make(map[outboxKey]*Outbox), nextID: 1,
@@ -241,21 +252,19 @@ func (c *chain) recoverBlock(id log.GenID, h log.Header, p []byte) {
 
 // recoverMarks moves an outbox that is being recovered forward.
 func (o *Outbox) recoverMarks(m marks) {
+	for i := range o.pins {
+		p := &o.pins[i]
+		if settled := min(p.last, m.cursor); settled >= p.first {
+			o.stored -= settled + 1 - p.first
+			p.first = settled + 1
+		}
+	}
 	m.sent, m.rec, m.comp = max(o.sent, m.sent), max(o.rec, m.rec), max(o.comp, m.comp)
 	o.marks = m
+	o.taken = o.cursor
 	voids := o.voids
 	o.voids, o.ahead = nil, [numOutcomes]uint64{}
-	o.recoverVoids(voids)
-	for len(o.pins) > 0 && o.pins[0].last <= o.cursor {
-		o.stored -= o.pins[0].last - o.pins[0].first + 1
-		o.chain.unpin(o.pins[0].gen)
-		o.pins = o.pins[1:]
-	}
-	if len(o.pins) > 0 && o.pins[0].first <= o.cursor {
-		o.stored -= o.cursor + 1 - o.pins[0].first
-		o.pins[0].first = o.cursor + 1
-	}
-	o.taken = o.cursor
+	o.recoverVoids(voids) // lets go of the pins too
 }
 
 // recoverVoids takes over the copies that were dropped before the cursor got to

@@ -15,7 +15,7 @@ type receipt chan error
 
 func (r receipt) Stored(err error) { r <- err }
 
-func open(t testing.TB, dir string) *Buffer {
+func reopen(t testing.TB, dir string) *Buffer {
 	t.Helper()
 	b, err := Open(dir, Options{})
 	if err != nil {
@@ -95,7 +95,7 @@ func balance(t testing.TB, o *Outbox, w Ledger) {
 }
 
 func TestOutboxHandsOutInOrderAndSettlesInAnyOrder(t *testing.T) {
-	b := open(t, t.TempDir())
+	b := reopen(t, t.TempDir())
 	defer b.Close()
 	o := outbox(t, b, "cloud", Telemetry)
 	put(t, b, 1, 100, o)
@@ -129,7 +129,7 @@ func TestOutboxHandsOutInOrderAndSettlesInAnyOrder(t *testing.T) {
 
 func TestReopenGoesOnWhereItWas(t *testing.T) {
 	dir := t.TempDir()
-	b := open(t, dir)
+	b := reopen(t, dir)
 	o, p := outbox(t, b, "cloud", Telemetry), outbox(t, b, "plant", Telemetry)
 	put(t, b, 1, 10, o, p)
 	r, err := b.Reader(o)
@@ -146,7 +146,7 @@ func TestReopenGoesOnWhereItWas(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	b = open(t, dir)
+	b = reopen(t, dir)
 	if b.Origin() != origin || b.Boot() != 2 {
 		t.Errorf("origin %s boot %d, want %s and 2", b.Origin(), b.Boot(), origin)
 	}
@@ -171,7 +171,7 @@ func TestReopenGoesOnWhereItWas(t *testing.T) {
 	if err := b.Close(); err != nil {
 		t.Fatal(err)
 	}
-	b = open(t, dir)
+	b = reopen(t, dir)
 	defer b.Close()
 	balance(t, outbox(t, b, "cloud", Telemetry), Ledger{Accepted: 12, Delivered: 12})
 	if s := b.Stats(); s.Generations != 0 {

@@ -114,7 +114,7 @@ func (c *crashRecord) line(t *testing.T, line string) {
 
 func (c *crashRecord) finish(t *testing.T, dir string) {
 	t.Helper()
-	b := open(t, dir)
+	b := reopen(t, dir)
 	defer b.Close()
 	o := outbox(t, b, "cloud", Telemetry)
 	r, err := b.Reader(o)

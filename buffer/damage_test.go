@@ -187,7 +187,7 @@ func drainDamaged(t *testing.T, dir, what string, n int, metaLost bool) {
 // TestDamageIsSetAside looks for the file that was damaged.
 func TestDamageIsSetAside(t *testing.T) {
 	dir := t.TempDir()
-	b := open(t, dir)
+	b := reopen(t, dir)
 	put(t, b, 1, 10, outbox(t, b, "cloud", Telemetry))
 	if err := b.Close(); err != nil {
 		t.Fatal(err)
@@ -213,7 +213,7 @@ func TestDamageIsSetAside(t *testing.T) {
 	if err := os.WriteFile(files[0], p, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	b = open(t, dir)
+	b = reopen(t, dir)
 	defer b.Close()
 	o := outbox(t, b, "cloud", Telemetry)
 	r, err := b.Reader(o)

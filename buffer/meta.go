@@ -4,18 +4,31 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"log/slog"
+	"iter"
 	"math/rand/v2"
-	"os"
-	"path/filepath"
 	"slices"
 	"time"
 
-	"go.etcd.io/bbolt"
-	bolterrors "go.etcd.io/bbolt/errors"
-
 	"github.com/fieldferry/fieldferry/buffer/log"
 )
+
+// metaStore keeps the rows of meta. Update is atomic and durable on return of
+// nil; after an error nothing of it is there, unless the process dies first.
+type metaStore interface {
+	Update(func(metaTx) error) error
+	View(func(metaTx) error) error
+	Close() error
+	DiskBytes() int64
+}
+
+// metaTx is one transaction. Rows come in the order of their keys; their bytes
+// are valid until it ends.
+type metaTx interface {
+	Get(bucket string, key []byte) []byte
+	Put(bucket string, key, value []byte) error
+	Delete(bucket string, key []byte) error
+	Rows(bucket string) iter.Seq2[[]byte, []byte]
+}
 
 // meta is meta.db: what is known of the buffer beside the blocks. It is small
 // and rarely written: at most once a second, and when a generation ends.
@@ -28,18 +41,21 @@ import (
 //	rejected     class u8 → appends that failed, uvarint
 //	parked       outbox u32, ordinal u64 → parked copy
 type meta struct {
-	path   string
-	db     *bbolt.DB
+	db     metaStore
 	origin uint32
 	epoch  uint32
 }
 
+const (
+	bucketAbout       = "about"
+	bucketOutboxes    = "outboxes"
+	bucketGenerations = "generations"
+	bucketRejected    = "rejected"
+	bucketParked      = "parked"
+)
+
 var (
-	bucketAbout       = []byte("about")
-	bucketOutboxes    = []byte("outboxes")
-	bucketGenerations = []byte("generations")
-	bucketRejected    = []byte("rejected")
-	bucketParked      = []byte("parked")
+	buckets = []string{bucketAbout, bucketOutboxes, bucketGenerations, bucketRejected, bucketParked}
 
 	keyVersion = []byte("version")
 	keyOrigin  = []byte("origin")
@@ -66,75 +82,26 @@ type storedGeneration struct {
 	spans   []span
 }
 
-// openMeta opens meta.db and begins a new epoch, above all those given. A file
-// that is damaged is set aside: what matters stands in the generations too.
-func openMeta(dir string, pageSize int, above uint32, logger *slog.Logger) (*meta, error) {
-	path := filepath.Join(dir, "meta.db")
-	m, err := tryMeta(path, pageSize, above)
-	if err == nil || !errors.Is(err, log.ErrDamaged) {
-		return m, err
-	}
-	if aside := log.SetAside(path); aside != nil {
-		return nil, errors.Join(err, aside)
-	}
-	logger.Error("meta.db is damaged; it was set aside and is made again from the generations", "err", err)
-	return tryMeta(path, pageSize, above)
-}
-
-func tryMeta(path string, pageSize int, above uint32) (*meta, error) {
-	m := &meta{path: path}
-	err := log.Guard(func() error {
-		db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Second, PageSize: pageSize, NoStatistics: true})
-		switch {
-		case errors.Is(err, bolterrors.ErrTimeout):
-			return fmt.Errorf("%s is in use: another fieldferry runs on this data folder", path)
-		case errors.As(err, new(*os.PathError)):
-			return fmt.Errorf("open: %w", err)
-		case err != nil: // what bbolt says of the file's bytes
-			return fmt.Errorf("open %s: %v: %w", path, err, log.ErrDamaged)
-		}
-		m.db = db
-		if _, _, _, err := m.load(); err != nil {
-			return fmt.Errorf("read %s: %w", path, err)
-		}
-		return m.begin(above)
-	})
-	if err != nil {
-		if m.db != nil {
-			err = errors.Join(err, log.Guard(m.db.Close))
-		}
-		return nil, err
-	}
-	return m, nil
-}
-
+// begin reads what earlier process lives have left and starts a new epoch, above
+// all those given.
 func (m *meta) begin(above uint32) error {
-	return m.db.Update(func(tx *bbolt.Tx) error {
-		about, err := tx.CreateBucketIfNotExists(bucketAbout)
-		if err != nil {
-			return err
-		}
-		for _, name := range [][]byte{bucketOutboxes, bucketGenerations, bucketRejected, bucketParked} {
-			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
-				return err
-			}
-		}
-		if v := about.Get(keyVersion); len(v) == 4 && binary.BigEndian.Uint32(v) > metaVersion {
+	return m.db.Update(func(tx metaTx) error {
+		if v := tx.Get(bucketAbout, keyVersion); len(v) == 4 && binary.BigEndian.Uint32(v) > metaVersion {
 			return fmt.Errorf("the data folder has version %d, this program knows up to %d: install the newer version again", binary.BigEndian.Uint32(v), metaVersion)
 		}
 		m.origin = rand.Uint32()
-		if v := about.Get(keyOrigin); len(v) == 4 {
+		if v := tx.Get(bucketAbout, keyOrigin); len(v) == 4 {
 			m.origin = binary.BigEndian.Uint32(v)
 		}
 		m.epoch = above
-		if v := about.Get(keyEpoch); len(v) == 4 {
+		if v := tx.Get(bucketAbout, keyEpoch); len(v) == 4 {
 			m.epoch = max(above, binary.BigEndian.Uint32(v))
 		}
 		m.epoch++
 		return errors.Join(
-			about.Put(keyVersion, binary.BigEndian.AppendUint32(nil, metaVersion)),
-			about.Put(keyOrigin, binary.BigEndian.AppendUint32(nil, m.origin)),
-			about.Put(keyEpoch, binary.BigEndian.AppendUint32(nil, m.epoch)))
+			tx.Put(bucketAbout, keyVersion, binary.BigEndian.AppendUint32(nil, metaVersion)),
+			tx.Put(bucketAbout, keyOrigin, binary.BigEndian.AppendUint32(nil, m.origin)),
+			tx.Put(bucketAbout, keyEpoch, binary.BigEndian.AppendUint32(nil, m.epoch)))
 	})
 }
 
@@ -142,16 +109,8 @@ var errRows = fmt.Errorf("a row is malformed: %w", log.ErrDamaged)
 
 // load returns what earlier process lives have left.
 func (m *meta) load() (outboxes []storedOutbox, gens []storedGeneration, rejected [NumClasses]uint64, err error) {
-	err = m.db.View(func(tx *bbolt.Tx) error {
-		if tx.Bucket(bucketAbout) == nil {
-			return nil // it is new
-		}
-		for _, name := range [][]byte{bucketOutboxes, bucketGenerations, bucketRejected, bucketParked} {
-			if tx.Bucket(name) == nil {
-				return fmt.Errorf("%s is missing: %w", name, log.ErrDamaged)
-			}
-		}
-		err := tx.Bucket(bucketOutboxes).ForEach(func(k, v []byte) error {
+	err = m.db.View(func(tx metaTx) error {
+		for k, v := range tx.Rows(bucketOutboxes) {
 			d := decoder{p: v}
 			o := storedOutbox{class: Class(d.byte()), name: string(d.bytes()), next: d.uvarint(), marks: d.marks(), voids: d.voids()}
 			if len(k) != 4 || d.bad || o.class >= NumClasses {
@@ -159,12 +118,8 @@ func (m *meta) load() (outboxes []storedOutbox, gens []storedGeneration, rejecte
 			}
 			o.id = binary.BigEndian.Uint32(k)
 			outboxes = append(outboxes, o)
-			return nil
-		})
-		if err != nil {
-			return err
 		}
-		err = tx.Bucket(bucketGenerations).ForEach(func(k, v []byte) error {
+		for k, v := range tx.Rows(bucketGenerations) {
 			if len(k) != 13 || Class(k[0]) >= NumClasses {
 				return fmt.Errorf("generation %x: %w", k, errRows)
 			}
@@ -184,18 +139,14 @@ func (m *meta) load() (outboxes []storedOutbox, gens []storedGeneration, rejecte
 				return fmt.Errorf("generation %s: %w", g.seal.ID, errRows)
 			}
 			gens = append(gens, g)
-			return nil
-		})
-		if err != nil {
-			return err
 		}
-		return tx.Bucket(bucketRejected).ForEach(func(k, v []byte) error {
+		for k, v := range tx.Rows(bucketRejected) {
 			d := decoder{p: v}
 			if len(k) == 1 && Class(k[0]) < NumClasses {
 				rejected[k[0]] = d.uvarint()
 			}
-			return nil
-		})
+		}
+		return nil
 	})
 	return outboxes, gens, rejected, err
 }
@@ -206,7 +157,7 @@ func generationKey(c Class, id log.GenID) []byte {
 	return binary.BigEndian.AppendUint64(k, id.First)
 }
 
-func putOutbox(tx *bbolt.Tx, o *Outbox, next uint64, m *marks, voids []void) error {
+func putOutbox(tx metaTx, o *Outbox, next uint64, m *marks, voids []void) error {
 	v := append(make([]byte, 0, 64), byte(o.class))
 	v = appendString(v, o.name)
 	v = binary.AppendUvarint(v, next)
@@ -217,7 +168,7 @@ func putOutbox(tx *bbolt.Tx, o *Outbox, next uint64, m *marks, voids []void) err
 		v = binary.AppendUvarint(v, void.last-void.first+1)
 		v = append(v, byte(void.out))
 	}
-	return tx.Bucket(bucketOutboxes).Put(binary.BigEndian.AppendUint32(nil, o.id), v)
+	return tx.Put(bucketOutboxes, binary.BigEndian.AppendUint32(nil, o.id), v)
 }
 
 func (d *decoder) voids() (voids []void) {
@@ -234,12 +185,12 @@ func (d *decoder) voids() (voids []void) {
 
 // create makes a new outbox durable.
 func (m *meta) create(o *Outbox) error {
-	return m.db.Update(func(tx *bbolt.Tx) error { return putOutbox(tx, o, o.next, &o.marks, nil) })
+	return m.db.Update(func(tx metaTx) error { return putOutbox(tx, o, o.next, &o.marks, nil) })
 }
 
 // saveOutboxes puts the marks of outboxes and returns what to call when they are
 // durable.
-func saveOutboxes(tx *bbolt.Tx, outboxes []*Outbox) (done func(), err error) {
+func saveOutboxes(tx metaTx, outboxes []*Outbox) (done func(), err error) {
 	versions := make([]uint64, len(outboxes))
 	for i, o := range outboxes {
 		o.mu.Lock()
@@ -261,9 +212,9 @@ func saveOutboxes(tx *bbolt.Tx, outboxes []*Outbox) (done func(), err error) {
 // save makes the marks of outboxes and the count of rejected appends durable.
 func (m *meta) save(outboxes []*Outbox, rejected [NumClasses]uint64) error {
 	var done func()
-	err := m.db.Update(func(tx *bbolt.Tx) (err error) {
+	err := m.db.Update(func(tx metaTx) (err error) {
 		for c, n := range rejected {
-			if err := tx.Bucket(bucketRejected).Put([]byte{byte(c)}, binary.AppendUvarint(nil, n)); err != nil {
+			if err := tx.Put(bucketRejected, []byte{byte(c)}, binary.AppendUvarint(nil, n)); err != nil {
 				return err
 			}
 		}
@@ -288,14 +239,14 @@ func (m *meta) seal(c *chain, s log.Seal, g *generation) error {
 	}
 	c.mu.Unlock()
 	var done func()
-	err := m.db.Update(func(tx *bbolt.Tx) (err error) {
+	err := m.db.Update(func(tx metaTx) (err error) {
 		var v []byte
 		for _, n := range [...]int64{int64(s.Last), s.Records, s.Blocks, s.Bytes, max(s.First.UnixMilli(), 0), max(s.Newest.UnixMilli(), 0)} {
 			v = binary.AppendUvarint(v, uint64(n))
 		}
 		v = binary.AppendUvarint(v, g.expires)
 		v = appendSpans(v, list)
-		if err := tx.Bucket(bucketGenerations).Put(generationKey(c.class, s.ID), v); err != nil {
+		if err := tx.Put(bucketGenerations, generationKey(c.class, s.ID), v); err != nil {
 			return err
 		}
 		done, err = saveOutboxes(tx, outboxes)
@@ -309,9 +260,9 @@ func (m *meta) seal(c *chain, s log.Seal, g *generation) error {
 
 // forget removes the seals of generations whose files are gone.
 func (m *meta) forget(c Class, ids []log.GenID) error {
-	return m.db.Update(func(tx *bbolt.Tx) error {
+	return m.db.Update(func(tx metaTx) error {
 		for _, id := range ids {
-			if err := tx.Bucket(bucketGenerations).Delete(generationKey(c, id)); err != nil {
+			if err := tx.Delete(bucketGenerations, generationKey(c, id)); err != nil {
 				return err
 			}
 		}
@@ -331,7 +282,7 @@ func (m *meta) park(o *Outbox, d *Delivery, reason string, now time.Time) error 
 		v = appendString(v, d.Props)
 	}
 	v = append(v, d.Payload...)
-	return m.db.Update(func(tx *bbolt.Tx) error { return tx.Bucket(bucketParked).Put(k, v) })
+	return m.db.Update(func(tx metaTx) error { return tx.Put(bucketParked, k, v) })
 }
 
 func (m *meta) close() error { return m.db.Close() }

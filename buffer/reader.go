@@ -176,37 +176,20 @@ func (o *Outbox) fill(dst []Delivery) (n int, err error) {
 	}
 	o.mu.Unlock()
 	var done []seen
-	for n < len(dst) && taken+1 < next {
-		if taken >= limit {
-			break
-		}
+	var lost uint64 // copies up to here are nowhere to be found
+	for n < len(dst) && taken+1 < next && taken < limit {
 		if o.rd.block == nil {
-			lost, err := o.turn(taken, next)
-			if lost > taken {
-				o.publish(taken, done, n > 0)
-				done = nil
-				o.lose(taken+1, lost)
-				taken = lost
-			}
-			if err != nil {
-				o.publish(taken, done, n > 0)
-				return n, err
-			}
-			if o.rd.block == nil {
-				continue
+			if lost, err = o.turn(taken, next); err != nil || lost > taken {
+				break
 			}
 			done = append(done, seen{o.rd.block.First, max(o.rd.next, taken+1), o.rd.last})
 		}
 		rec, off := o.rd.block.RecordAt(o.rd.off)
 		o.rd.off = off
 		if rec == nil {
-			// The block ends before its span does.
-			o.publish(taken, done, n > 0)
-			done = nil
-			o.lose(taken+1, o.rd.last)
-			taken = o.rd.last
+			lost = o.rd.last // the block ends before its span does
 			o.leaveBlock()
-			continue
+			break
 		}
 		d := &dst[n]
 		found, err := parseRecord(rec, o.id, d)
@@ -224,15 +207,20 @@ func (o *Outbox) fill(dst []Delivery) (n int, err error) {
 			o.leaveBlock()
 		}
 	}
-	return o.handOut(dst[:n], taken, done), nil
+	n = o.handOut(dst[:n], taken, done)
+	if lost > taken {
+		o.lose(lost)
+	}
+	return n, err
 }
 
 func (o *Outbox) leaveBlock() {
 	o.rd = readerSide{after: o.rd.block.Last()}
 }
 
-// turn goes to the next block that holds copies above taken. Copies up to the
-// ordinal it returns are nowhere to be found.
+// turn goes to the next block that holds copies above taken. If it returns a
+// higher ordinal, copies up to that are nowhere to be found, and it stays where it
+// is.
 func (o *Outbox) turn(taken, next uint64) (lost uint64, err error) {
 	var s span
 	b, err := o.chain.log.After(o.rd.after, func(_ *log.Header, dir []byte) bool {
@@ -240,36 +228,33 @@ func (o *Outbox) turn(taken, next uint64) (lost uint64, err error) {
 		s, ok = findSpan(dir, o.id)
 		return ok && s.last > taken
 	})
-	if err != nil {
+	switch {
+	case err != nil:
 		return 0, err
-	}
-	if b == nil {
+	case b == nil:
 		return next - 1, nil // what was accepted is not in the log
+	case s.first > taken+1:
+		return s.first - 1, nil
 	}
 	o.rd = readerSide{after: o.rd.after, block: b, next: s.first, last: s.last}
-	return s.first - 1, nil
+	return 0, nil
 }
 
-// lose settles copies that are nowhere to be found.
-func (o *Outbox) lose(first, last uint64) {
-	if first > last {
-		return
-	}
-	o.chain.buffer.logger.Error("copies were on a damaged part of the disk", "destination", o.name, "class", o.class.String(), "first", first, "last", last)
+// lose settles the next copies up to last, which are nowhere to be found, unless
+// they were dropped while they were looked for.
+func (o *Outbox) lose(last uint64) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	for ordinal := first; ordinal <= last; ordinal++ {
-		o.grow(ordinal)
-		o.taken = ordinal
-		o.settle(ordinal, DroppedQuarantined)
+	first := o.taken + 1
+	for o.taken < last && (len(o.voids) == 0 || o.taken+1 < o.voids[0].first) {
+		o.grow(o.taken + 1)
+		o.taken++
+		o.settle(o.taken, DroppedQuarantined)
 	}
-}
-
-// publish makes what was read so far known before something else is settled.
-func (o *Outbox) publish(taken uint64, done []seen, any bool) {
-	if any {
-		o.handOut(nil, taken, done)
+	if first <= o.taken {
+		o.chain.buffer.logger.Error("copies were on a damaged part of the disk", "destination", o.name, "class", o.class.String(), "first", first, "last", o.taken)
 	}
+	o.reader.wake()
 }
 
 // handOut makes copies known as handed out. Those that were settled before a

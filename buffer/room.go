@@ -28,7 +28,7 @@ type room struct {
 }
 
 func (b *Buffer) measure() (room, error) {
-	r := room{total: log.DiskBytes(b.meta.path)}
+	r := room{total: b.meta.db.DiskBytes()}
 	for class, c := range b.chains {
 		for _, g := range c.log.Generations() {
 			r.used[class] += g.DiskBytes
@@ -36,7 +36,7 @@ func (b *Buffer) measure() (room, error) {
 		r.total += r.used[class]
 	}
 	var err error
-	r.free, err = b.free(b.dir)
+	r.free, err = b.free()
 	return r, err
 }
 

@@ -162,7 +162,7 @@ func TestMinFreeIsLeftFree(t *testing.T) {
 	var free atomic.Int64
 	free.Store(1 << 30)
 	b, err := Open(t.TempDir(), Options{PageSize: 4096, Limits: Limits{MinFree: 1 << 20, RejectNew: true},
-		Free: func(string) (int64, error) { return free.Load(), nil }})
+		Free: func() (int64, error) { return free.Load(), nil }})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -3,7 +3,6 @@ package log
 import (
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 )
 
@@ -119,8 +118,10 @@ func (l *Log) store(b *batch) (GenID, error) {
 			return GenID{}, err
 		}
 		l.opts.Logger.Error("a generation failed and is written no more", "err", err)
-		if serr := l.seal(); serr != nil || attempt == 2 {
-			return GenID{}, errors.Join(err, serr)
+		if serr := l.seal(); serr != nil {
+			return GenID{}, fmt.Errorf("%w; %v", err, serr) // not a lack of space, whatever serr is
+		} else if attempt == 2 {
+			return GenID{}, err
 		}
 	}
 }
@@ -131,45 +132,51 @@ func (l *Log) writable(first Seq) (*generation, error) {
 	if l.active != nil {
 		return l.active, nil
 	}
-	if l.unsealed != nil {
-		if err := l.owner.Sealed(*l.unsealed); err != nil {
-			return nil, fmt.Errorf("seal %s: %w", l.unsealed.ID, err)
-		}
-		l.unsealed = nil
+	if err := l.settleEnd(); err != nil {
+		return nil, err
 	}
 	id := GenID{Epoch: first.Epoch(), First: uint64(first)}
 	f, err := l.disk.Create(id)
 	if err != nil {
 		return nil, fmt.Errorf("make %s: %w", id, err)
 	}
-	l.active = &generation{Seal: Seal{ID: id}, file: f, active: true}
+	l.active = &generation{Seal: Seal{ID: id, Last: first - 1}, file: f, active: true} // gens stay ordered by Last
 	l.mu.Lock()
 	l.gens = append(l.gens, l.active)
 	l.mu.Unlock()
 	return l.active, nil
 }
 
-// seal ends the generation that is being written. One that holds nothing is
-// removed.
+// seal ends the generation that is being written.
 func (l *Log) seal() error {
-	g := l.active
-	if g == nil {
+	if g := l.active; g != nil {
+		l.active = nil
+		l.written.Store(0)
+		l.mu.Lock()
+		g.active = false
+		l.mu.Unlock()
+		s := g.Seal
+		l.unsealed = &s
+	}
+	return l.settleEnd()
+}
+
+// settleEnd makes it known for good where the last generation ends; one that
+// holds nothing is removed. Until then none follows it: its file may hold a block
+// that nobody was told of, and whose place another is about to take.
+func (l *Log) settleEnd() error {
+	s := l.unsealed
+	if s == nil {
 		return nil
 	}
-	l.active = nil
-	l.written.Store(0)
-	l.mu.Lock()
-	g.active = false
-	l.mu.Unlock()
-	if g.Blocks == 0 {
-		return l.Remove(g.ID)
+	end := l.owner.Sealed
+	if s.Blocks == 0 {
+		end = func(s Seal) error { return l.Remove(s.ID) }
 	}
-	s := g.Seal
-	if err := l.owner.Sealed(s); err != nil {
-		// Until it is known where this generation ends, none follows it.
-		l.unsealed = &s
+	if err := end(*s); err != nil {
 		return fmt.Errorf("seal %s: %w", s.ID, err)
 	}
+	l.unsealed = nil
 	return nil
 }
 

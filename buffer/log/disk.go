@@ -48,7 +48,7 @@ type Disk interface {
 	Create(GenID) (Generation, error)
 	// Open opens a generation for reading.
 	Open(GenID) (Generation, error)
-	// Remove deletes a generation. It may come back after a power cut.
+	// Remove deletes a generation, if it is there. It stays away on return of nil.
 	Remove(GenID) error
 	// DiskBytes is what a generation takes from the disk.
 	DiskBytes(GenID) int64
@@ -183,7 +183,9 @@ func (f *files) Open(id GenID) (g Generation, err error) {
 	return g, err
 }
 
-func (f *files) Remove(id GenID) error { return removeIfThere(f.path(id)) }
+func (f *files) Remove(id GenID) error {
+	return errors.Join(removeIfThere(f.path(id)), SyncDir(f.dir))
+}
 
 func (f *files) DiskBytes(id GenID) int64 { return DiskBytes(f.path(id)) }
 

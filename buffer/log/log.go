@@ -59,8 +59,9 @@ type Owner interface {
 	// commit it is called again for the block that came after: what it gave out
 	// since the last good commit is void, and again says so.
 	Directory(dst []byte, entries []Entry, fresh, again bool) []byte
-	// Committed says that a block is durable, or with an error that none of its
-	// records will ever be.
+	// Committed says that a block is durable, or not. After an error for which
+	// NoSpace says yes it never will be; after another, it may show up when the log
+	// is opened again, and until then nothing is written in its place.
 	Committed(b *Block, gen GenID, entries []Entry, err error)
 	// Sealed says that a generation gets no more blocks: whatever its file may
 	// hold beyond s.Last is void. The log goes on only when Sealed returns nil,
@@ -106,7 +107,7 @@ type Log struct {
 	healing sync.Mutex // one repair at a time
 
 	active   *generation // of the committer: the one being written, or nil
-	unsealed *Seal       // of the committer: what the owner could not yet record
+	unsealed *Seal       // of the committer: a generation that has ended, and whose end is not yet known for good
 
 	mu     sync.Mutex    // guards what follows
 	gens   []*generation // oldest first; the last may be the one written
@@ -282,20 +283,21 @@ func (l *Log) Append(ctx context.Context, e Entry) error {
 	return l.queue.push(ctx, e)
 }
 
-// Remove deletes a sealed generation.
+// Remove deletes a sealed generation. After an error it can be called again.
 func (l *Log) Remove(id GenID) error {
 	l.mu.Lock()
-	i := slices.IndexFunc(l.gens, func(g *generation) bool { return g.ID == id && !g.active })
-	if i < 0 {
-		l.mu.Unlock()
-		return nil
-	}
-	g := l.gens[i]
-	l.gens = slices.Delete(l.gens, i, i+1)
-	g.gone = true
 	var file Generation
-	if g.users == 0 {
-		file, g.file = g.file, nil
+	if i := slices.IndexFunc(l.gens, func(g *generation) bool { return g.ID == id }); i >= 0 {
+		g := l.gens[i]
+		if g.active {
+			l.mu.Unlock()
+			return fmt.Errorf("remove %s: it is being written", id)
+		}
+		l.gens = slices.Delete(l.gens, i, i+1)
+		g.gone = true
+		if g.users == 0 {
+			file, g.file = g.file, nil
+		}
 	}
 	l.mu.Unlock()
 	var err error

@@ -1,0 +1,121 @@
+package buffer
+
+import (
+	"errors"
+	"fmt"
+	"iter"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
+
+	"github.com/fieldferry/fieldferry/buffer/log"
+)
+
+// metaFile is the metaStore in use: meta.db, a bbolt file.
+type metaFile struct {
+	db   *bbolt.DB
+	path string
+}
+
+// openMeta opens meta.db and begins a new epoch, above all those given. A file
+// that is damaged is set aside: what matters stands in the generations too.
+func openMeta(dir string, pageSize int, above uint32, logger *slog.Logger) (*meta, error) {
+	path := filepath.Join(dir, "meta.db")
+	m, err := tryMeta(path, pageSize, above)
+	if err == nil || !errors.Is(err, log.ErrDamaged) {
+		return m, err
+	}
+	if aside := log.SetAside(path); aside != nil {
+		return nil, errors.Join(err, aside)
+	}
+	logger.Error("meta.db is damaged; it was set aside and is made again from the generations", "err", err)
+	return tryMeta(path, pageSize, above)
+}
+
+func tryMeta(path string, pageSize int, above uint32) (m *meta, err error) {
+	var db *bbolt.DB
+	err = log.Guard(func() (err error) {
+		db, err = bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Second, PageSize: pageSize, NoStatistics: true})
+		switch {
+		case errors.Is(err, bolterrors.ErrTimeout):
+			return fmt.Errorf("%s is in use: another fieldferry runs on this data folder", path)
+		case errors.As(err, new(*os.PathError)):
+			return fmt.Errorf("open: %w", err)
+		case err != nil: // what bbolt says of the file's bytes
+			return fmt.Errorf("open %s: %v: %w", path, err, log.ErrDamaged)
+		}
+		m = &meta{db: &metaFile{db, path}}
+		if err := makeBuckets(db); err != nil {
+			return fmt.Errorf("read %s: %w", path, err)
+		}
+		if _, _, _, err := m.load(); err != nil {
+			return fmt.Errorf("read %s: %w", path, err)
+		}
+		return m.begin(above)
+	})
+	if err != nil {
+		if db != nil {
+			err = errors.Join(err, log.Guard(db.Close))
+		}
+		return nil, err
+	}
+	return m, nil
+}
+
+// makeBuckets makes the buckets of a new file. In one that has some, none may be
+// missing.
+func makeBuckets(db *bbolt.DB) error {
+	return db.Update(func(tx *bbolt.Tx) error {
+		isNew := tx.Bucket([]byte(bucketAbout)) == nil
+		for _, name := range buckets {
+			if !isNew && tx.Bucket([]byte(name)) == nil {
+				return fmt.Errorf("bucket %s is missing: %w", name, log.ErrDamaged)
+			}
+			if _, err := tx.CreateBucketIfNotExists([]byte(name)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+func (f *metaFile) Update(fn func(metaTx) error) error {
+	return f.db.Update(func(tx *bbolt.Tx) error { return fn(metaFileTx{tx}) })
+}
+
+func (f *metaFile) View(fn func(metaTx) error) error {
+	return f.db.View(func(tx *bbolt.Tx) error { return fn(metaFileTx{tx}) })
+}
+
+func (f *metaFile) Close() error { return f.db.Close() }
+
+func (f *metaFile) DiskBytes() int64 { return log.DiskBytes(f.path) }
+
+type metaFileTx struct{ tx *bbolt.Tx }
+
+func (t metaFileTx) Get(bucket string, key []byte) []byte {
+	return t.tx.Bucket([]byte(bucket)).Get(key)
+}
+
+func (t metaFileTx) Put(bucket string, key, value []byte) error {
+	return t.tx.Bucket([]byte(bucket)).Put(key, value)
+}
+
+func (t metaFileTx) Delete(bucket string, key []byte) error {
+	return t.tx.Bucket([]byte(bucket)).Delete(key)
+}
+
+func (t metaFileTx) Rows(bucket string) iter.Seq2[[]byte, []byte] {
+	return func(yield func(k, v []byte) bool) {
+		c := t.tx.Bucket([]byte(bucket)).Cursor()
+		for k, v := c.First(); k != nil; k, v = c.Next() {
+			if !yield(k, v) {
+				return
+			}
+		}
+	}
+}
