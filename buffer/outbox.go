@@ -153,18 +153,48 @@ func (o *Outbox) drop(g *generation, out Outcome) (dropped uint64) {
 	if p.last <= o.taken {
 		return 0 // all of it is settled, or became under way
 	}
-	v := void{max(p.first, o.taken+1), p.last, out}
-	n := v.last - v.first + 1
-	o.ahead[out] += n
-	o.stored -= n
-	at, _ := slices.BinarySearchFunc(o.voids, v.first, func(v void, first uint64) int { return cmp.Compare(v.first, first) })
-	o.voids = slices.Insert(o.voids, at, v)
-	if v.first == p.first || o.cursor+1 == v.first {
+	first := max(p.first, o.taken+1)
+	at, _ := slices.BinarySearchFunc(o.voids, first, func(v void, first uint64) int { return cmp.Compare(v.first, first) })
+	runs := o.runs(first, p.last, out)
+	o.voids = slices.Insert(o.voids, at, runs...)
+	for _, v := range runs {
+		if v.out == out {
+			dropped += v.last - v.first + 1
+		}
+	}
+	if first == p.first || o.cursor+1 == first {
 		o.pins = slices.Delete(o.pins, i, i+1)
 		o.chain.unpin(g)
 	}
 	o.advance()
-	return n
+	return dropped
+}
+
+// runs makes voids of copies above taken: of those that are not settled, with the
+// outcome given; of those that were settled before a rewind, with their own.
+func (o *Outbox) runs(first, last uint64, out Outcome) (runs []void) {
+	for ordinal := first; ordinal <= last; {
+		end, is, settled := last, out, false
+		if reach := o.cursor + uint64(len(o.window)); ordinal < reach {
+			slot := &o.window[ordinal&uint64(len(o.window)-1)]
+			if *slot != 0 {
+				is, settled = *slot, true
+				*slot = 0
+			}
+			end = ordinal
+		}
+		if k := len(runs); k > 0 && runs[k-1].out == is {
+			runs[k-1].last = end
+		} else {
+			runs = append(runs, void{ordinal, end, is})
+		}
+		if !settled {
+			o.ahead[out] += end - ordinal + 1
+			o.stored -= end - ordinal + 1
+		}
+		ordinal = end + 1
+	}
+	return runs
 }
 
 // moved lets go of what lies behind the cursor.

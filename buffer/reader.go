@@ -207,8 +207,8 @@ func (o *Outbox) fill(dst []Delivery) (n int, err error) {
 			o.leaveBlock()
 		}
 	}
-	n = o.handOut(dst[:n], taken, done)
-	if lost > taken {
+	n, ok := o.handOut(dst[:n], taken, done)
+	if ok && lost > taken {
 		o.lose(lost)
 	}
 	return n, err
@@ -258,13 +258,13 @@ func (o *Outbox) lose(last uint64) {
 }
 
 // handOut makes copies known as handed out. Those that were settled before a
-// rewind are taken out of dst.
-func (o *Outbox) handOut(dst []Delivery, taken uint64, done []seen) int {
+// rewind are taken out of dst. It reports false, and hands out nothing, if copies
+// that were read have been dropped at the same time.
+func (o *Outbox) handOut(dst []Delivery, taken uint64, done []seen) (n int, ok bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if len(o.voids) > 0 && taken >= o.voids[0].first {
-		// What was read here has been dropped at the same time. Read again from
-		// the generation that has what comes next.
+		// Read again from the generation that has what comes next.
 		o.rd = readerSide{}
 		for _, p := range o.pins {
 			if p.last > o.taken {
@@ -273,14 +273,13 @@ func (o *Outbox) handOut(dst []Delivery, taken uint64, done []seen) int {
 			}
 		}
 		o.reader.wake()
-		return 0
+		return 0, false
 	}
 	for _, s := range done {
 		if s.last > o.cursor {
 			o.seen = append(o.seen, s)
 		}
 	}
-	n := 0
 	for i := range dst {
 		d := &dst[i]
 		if d.Ordinal <= o.cursor {
@@ -299,7 +298,7 @@ func (o *Outbox) handOut(dst []Delivery, taken uint64, done []seen) int {
 		o.advance()
 	}
 	o.blocked = o.taken-o.cursor >= maxWindow || len(o.voids) > 0
-	return n
+	return n, true
 }
 
 // grow makes the window reach an ordinal.

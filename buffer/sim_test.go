@@ -561,10 +561,34 @@ func (w *world) check() {
 		if l.Difference() != 0 {
 			w.t.Fatalf("seed %d: %s: the ledger is out by %d: %+v", w.seed, q.name, l.Difference(), l)
 		}
+		if stored := q.o.recount(); l.Stored != stored {
+			w.t.Fatalf("seed %d: %s: %d copies are in the log: %+v", w.seed, q.name, stored, l)
+		}
 		if l.Dropped["quarantined"] != 0 {
 			w.t.Fatalf("seed %d: %s: copies were lost on a sound disk: %+v", w.seed, q.name, l)
 		}
 	}
+}
+
+// recount is how many copies the generations hold that are not settled.
+func (o *Outbox) recount() (n uint64) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, p := range o.pins {
+	copies:
+		for ordinal := max(p.first, o.cursor+1); ordinal <= p.last; ordinal++ {
+			for _, v := range o.voids {
+				if v.first <= ordinal && ordinal <= v.last {
+					continue copies
+				}
+			}
+			if ordinal <= o.cursor+uint64(len(o.window)) && len(o.window) > 0 && o.window[ordinal&uint64(len(o.window)-1)] != 0 {
+				continue
+			}
+			n++
+		}
+	}
+	return n
 }
 
 func (w *world) finish() {
