@@ -1,0 +1,9 @@
+// Package simulate serves devices that do not exist, over Modbus TCP.
+//
+// A [Server] has units, a unit has registers and bits, and what they hold may
+// follow a [Signal] in time. Each unit can be given a [Fault]: it can be dead,
+// slow or late, refuse what it is asked, or answer wrongly.
+//
+// It serves the reading functions 1 to 4 of the Modbus Application Protocol
+// 1.1b3; any other is answered with exception 1.
+package simulate
