@@ -1,0 +1,197 @@
+// Package localbroker is an MQTT broker, versions 3.1.1 and 5, that
+// acknowledges a publish only when it is safe: durable in the buffer if it has
+// durable destinations there, and in any case in the queues of those who
+// subscribed to it here.
+//
+// It has no storage of its own. Sessions live as long as their connection,
+// QoS is at most 1, and retained messages are in memory: clients are told so
+// where their version has words for it.
+package localbroker
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/fieldferry/fieldferry/buffer"
+	"github.com/fieldferry/fieldferry/localbroker/packet"
+)
+
+// Options of a broker; the zero value is one without listeners and without
+// durable destinations.
+type Options struct {
+	Listeners []Listener
+	Limits    Limits
+	Buffer    Appender     // where copies for durable destinations go; nil if Router is
+	Router    Router       // which durable destinations a publish has; nil is none
+	Access    Access       // who may do what; nil leaves it to the listeners' AllowAnonymous
+	Logger    *slog.Logger // nil discards
+}
+
+// Listener is an address to listen on.
+type Listener struct {
+	Name           string // as in logs and for Addr
+	Addr           string // host:port
+	AllowAnonymous bool   // without Access: anybody may connect and do anything
+}
+
+// Appender makes messages durable; *buffer.Buffer is one. The receipt is told
+// once how a successful Append ended, must not be told from within Append, and
+// does not block.
+type Appender interface {
+	Append(ctx context.Context, class buffer.Class, m *buffer.Message, r buffer.Receipt) error
+}
+
+// Router says which durable destinations a publish has.
+type Router interface {
+	// Route appends the copies of m for its durable destinations to dst and
+	// returns the class they have in common. It is called concurrently and must not
+	// block. It keeps neither m nor dst.
+	Route(m *Message, dst []buffer.Copy) (buffer.Class, []buffer.Copy)
+}
+
+// Access decides who may connect.
+type Access interface {
+	// Authenticate returns what the client may do. The reason code of a
+	// *packet.Error is told to the client, that of any other error is NotAuthorized.
+	// It is called concurrently and may take until ctx ends.
+	Authenticate(ctx context.Context, l *Login) (Rights, error)
+}
+
+// Login is what a client says of itself when it connects.
+type Login struct {
+	Listener    string
+	Remote      net.Addr
+	Version     packet.Version
+	ClientID    string // assigned by the broker if the client left it empty
+	Username    string
+	HasUsername bool
+	Password    []byte // valid until Authenticate returns
+	HasPassword bool
+}
+
+// Rights are what one client may do. The methods are called concurrently and
+// must not block.
+type Rights interface {
+	MayPublish(topic string) bool
+	MaySubscribe(filter string) bool // without its share
+	MayReceive(topic string) bool
+}
+
+// Broker is an MQTT broker.
+type Broker struct {
+	limits  Limits
+	options Options
+	log     *slog.Logger
+
+	index    index
+	retained retained
+	stats    counters
+	blocks   packet.Blocks
+	buffers  sync.Pool // of *[]byte, for writes
+	fanouts  sync.Pool // of *fanout, for publishes of the gateway itself
+
+	mu        sync.Mutex // guards what follows
+	listeners []net.Listener
+	sessions  map[string]*session // of connected clients, by client id
+	conns     map[*conn]struct{}  // open connections
+	addresses map[netip.Addr]int  // how many of them come from an address
+	closing   bool
+
+	connections sync.WaitGroup // the goroutines of connections
+}
+
+// New returns a broker that neither listens nor serves yet. Publish and
+// Subscribe work at once.
+func New(o Options) *Broker {
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	b := &Broker{
+		limits:    o.Limits.withDefaults(),
+		options:   o,
+		log:       o.Logger,
+		sessions:  make(map[string]*session),
+		conns:     make(map[*conn]struct{}),
+		addresses: make(map[netip.Addr]int),
+	}
+	b.buffers.New = func() any { buf := make([]byte, 0, writeSize); return &buf }
+	b.fanouts.New = func() any { return new(fanout) }
+	b.stats.started = time.Now()
+	return b
+}
+
+// Listen binds all listeners. If one cannot be bound none is.
+func (b *Broker) Listen() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, l := range b.options.Listeners {
+		ln, err := net.Listen("tcp", l.Addr)
+		if err != nil {
+			for _, open := range b.listeners {
+				err = errors.Join(err, open.Close())
+			}
+			b.listeners = nil
+			return fmt.Errorf("listen on %s for MQTT listener %q: %w", l.Addr, l.Name, err)
+		}
+		b.listeners = append(b.listeners, ln)
+	}
+	return nil
+}
+
+// Addr is the address that the listener of this name is bound to, nil if it is not.
+func (b *Broker) Addr(name string) net.Addr {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for i, ln := range b.listeners {
+		if b.options.Listeners[i].Name == name {
+			return ln.Addr()
+		}
+	}
+	return nil
+}
+
+// Run serves the listeners that Listen has bound until ctx ends; then it closes
+// them and every connection and returns nil. Wills are published. A broker
+// runs once.
+func (b *Broker) Run(ctx context.Context) error {
+	b.mu.Lock()
+	listeners := b.listeners
+	b.mu.Unlock()
+	var accepting sync.WaitGroup
+	for i, ln := range listeners {
+		accepting.Go(func() { b.accept(ctx, ln, b.options.Listeners[i]) })
+	}
+	<-ctx.Done()
+	var err error
+	for _, ln := range listeners {
+		err = errors.Join(err, ln.Close())
+	}
+	accepting.Wait()
+	b.mu.Lock()
+	b.closing = true
+	open := slices.Collect(maps.Keys(b.conns))
+	b.mu.Unlock()
+	for _, c := range open {
+		c.end(packet.Errorf(packet.ServerShuttingDown, "the broker stops"))
+	}
+	b.connections.Wait()
+	b.mu.Lock()
+	b.listeners = nil
+	b.mu.Unlock()
+	if err != nil {
+		return fmt.Errorf("close MQTT listeners: %w", err)
+	}
+	return nil
+}
+
+// newClientID makes the id of a client that has none, MQTT 5 §3.1.3.1.
+func newClientID() string { return "auto-" + rand.Text() }

@@ -1,0 +1,72 @@
+package localbroker
+
+import (
+	"math"
+	"time"
+)
+
+// Limits bound what clients can make the broker keep and do. In the zero value
+// each has the default that its comment names.
+type Limits struct {
+	Clients                int           // connected at a time; 10,000
+	ClientsPerAddress      int           // connections from one address; 1,000
+	ConnectTimeout         time.Duration // from the connection to the end of CONNECT; 10 s
+	PacketSize             int           // bytes of a packet, header included; 1 MiB
+	ReceiveMaximum         int           // unacknowledged QoS 1 messages of a client, each way, 1 to 65,535; 1,000
+	QueuedMessages         int           // waiting for one client; 100,000
+	QueuedBytes            int           // waiting for one client or sent and not acknowledged; 64 MiB
+	RetainedMessages       int           // 100,000
+	SubscriptionsPerClient int           // 1,000
+	TopicLevels            int           // of names and filters; 32
+	TopicAliases           int           // that a client may set, to 65,535; 100
+	Keepalive              time.Duration // longest; clients that ask for a longer one or none get this; 10 min
+	MessagesPerSecond      int           // published by one client, above it is slowed down; 0 is no limit
+}
+
+func (l Limits) withDefaults() Limits {
+	set := func(v *int, to, highest int) {
+		if *v <= 0 {
+			*v = to
+		}
+		*v = min(*v, highest)
+	}
+	set(&l.Clients, 10_000, math.MaxInt)
+	set(&l.ClientsPerAddress, 1000, math.MaxInt)
+	set(&l.PacketSize, 1<<20, 268435455+5) // MQTT 5 §2.1.4
+	set(&l.ReceiveMaximum, 1000, 65535)
+	set(&l.QueuedMessages, 100_000, math.MaxInt)
+	set(&l.QueuedBytes, 64<<20, math.MaxInt)
+	set(&l.RetainedMessages, 100_000, math.MaxInt)
+	set(&l.SubscriptionsPerClient, 1000, math.MaxInt)
+	set(&l.TopicLevels, 32, math.MaxInt)
+	set(&l.TopicAliases, 100, 65535)
+	if l.ConnectTimeout <= 0 {
+		l.ConnectTimeout = 10 * time.Second
+	}
+	if l.Keepalive <= 0 {
+		l.Keepalive = 10 * time.Minute
+	}
+	l.Keepalive = min(max(l.Keepalive.Truncate(time.Second), time.Second), 65535*time.Second)
+	return l
+}
+
+const (
+	// unauthenticatedSize is the longest packet before a client is let in.
+	unauthenticatedSize = 16 << 10
+	// spareSockets are connections beyond Limits.Clients, so that a client that
+	// is too many is told so.
+	spareSockets = 64
+	// clientIDSize is the longest client id that is accepted, in bytes.
+	clientIDSize = 1024
+	// writeSize is what is written at a time, in bytes.
+	writeSize = 32 << 10
+	// writeTimeout is how long a client may take nothing of what is written to it.
+	writeTimeout = time.Minute
+	// partingTimeout is how long a connection that ends may take for what is left.
+	partingTimeout = 500 * time.Millisecond
+	// idleAfter is how long a connection without traffic keeps its read buffer.
+	idleAfter = time.Second
+	// controlSize is how much of acknowledgements and answers may wait for a client
+	// before nothing more is read from it, in bytes.
+	controlSize = 64 << 10
+)

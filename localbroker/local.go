@@ -1,0 +1,153 @@
+package localbroker
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/fieldferry/fieldferry/buffer"
+	"github.com/fieldferry/fieldferry/localbroker/topic"
+)
+
+// Publish sends a message of the gateway itself the way a client's goes: into
+// the buffer if it has durable destinations, and then to the subscribers. r,
+// which may be nil, is told once when it is there, or that it failed; it must
+// not block. If m has no durable destination r is told before Publish returns.
+// With an error, r is told nothing. Publish blocks only while the buffer has no room in
+// memory. Messages of one class are delivered in the order of the calls, those of
+// different classes, and those without durable destinations, are not held up by each other.
+// m, its payload and its properties must not be changed afterwards.
+func (b *Broker) Publish(ctx context.Context, m *Message, r buffer.Receipt) error {
+	if err := topic.CheckName(m.Topic, b.limits.TopicLevels); err != nil {
+		return fmt.Errorf("publish to %q: %w", m.Topic, err)
+	}
+	if err := m.Props.CheckPublish(); err != nil {
+		return fmt.Errorf("publish to %q: %w", m.Topic, err)
+	}
+	if b.retained.full(m, b.limits.RetainedMessages) {
+		return fmt.Errorf("publish to %q: more than %d retained messages", m.Topic, b.limits.RetainedMessages)
+	}
+	p := &ownPublish{Message: *m, b: b, receipt: r}
+	p.QoS = min(p.QoS, 1)
+	if p.Received.IsZero() {
+		p.Received = time.Now()
+	}
+	var class buffer.Class
+	var copies []buffer.Copy
+	if b.options.Router != nil {
+		class, copies = b.options.Router.Route(&p.Message, nil)
+	}
+	if len(copies) == 0 {
+		p.Stored(nil)
+		return nil
+	}
+	var d buffer.Message
+	p.durable(&d, copies)
+	if err := b.options.Buffer.Append(ctx, class, &d, p); err != nil {
+		b.stats.refused.Add(1)
+		return fmt.Errorf("publish to %q: %w", m.Topic, err)
+	}
+	return nil
+}
+
+// ownPublish is a publish of the gateway itself. Receipts come in the order of
+// their class, so it needs no queue.
+type ownPublish struct {
+	Message
+	b       *Broker
+	receipt buffer.Receipt
+}
+
+// Stored is the buffer's receipt.
+func (p *ownPublish) Stored(err error) {
+	if err != nil {
+		p.b.stats.refused.Add(1)
+	} else {
+		f := p.b.fanouts.Get().(*fanout)
+		p.b.route(&p.Message, nil, f)
+		f.wake()
+		p.b.fanouts.Put(f)
+	}
+	if p.receipt != nil {
+		p.receipt.Stored(err)
+		p.receipt = nil
+	}
+}
+
+// handler is a subscriber inside of the process.
+type handler struct {
+	s  *session
+	do func(*Message)
+
+	mu      sync.Mutex // guards what follows
+	again   bool
+	running bool
+	closed  bool
+	done    sync.WaitGroup
+}
+
+// Subscribe has h called for every message whose topic filter matches, for the
+// retained ones first, one at a time and in order. h must not change what it is
+// given and may take its time: beyond the limits of a client's queue, messages are
+// lost to it as to a slow client. cancel ends that and returns when h does; h must not call
+// it. A retained message that was there before has Retain set as one that
+// is published with retain has.
+func (b *Broker) Subscribe(filter string, qos byte, h func(*Message)) (cancel func(), err error) {
+	if err := topic.CheckFilter(filter, b.limits.TopicLevels); err != nil {
+		return nil, fmt.Errorf("subscribe to %q: %w", filter, err)
+	}
+	s := &session{b: b, id: filter, subscriptions: make(map[string]*subscription)}
+	s.handler = &handler{s: s, do: h}
+	sub := &subscription{session: s, filter: filter, qos: min(qos, 1)}
+	s.subscriptions[filter] = sub
+	s.beginReplay()
+	b.index.replace(nil, sub)
+	var replay []replayed
+	if share, inner := topic.SplitShared(filter); share == "" {
+		replay = sub.replay(inner)
+	}
+	s.endReplay(replay)
+	return s.handler.cancel, nil
+}
+
+func (h *handler) cancel() {
+	h.s.end()
+	h.mu.Lock()
+	h.closed = true
+	h.mu.Unlock()
+	h.done.Wait()
+}
+
+// wake has the goroutine look at the session; there is one only while there
+// is something to do.
+func (h *handler) wake() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.again = true
+	if !h.running && !h.closed {
+		h.running = true
+		h.done.Go(h.run)
+	}
+}
+
+func (h *handler) run() {
+	var space [64]outgoing
+	for {
+		h.mu.Lock()
+		if !h.again {
+			h.running = false
+			h.mu.Unlock()
+			return
+		}
+		h.again = false
+		h.mu.Unlock()
+		for more := true; more; {
+			var batch []outgoing
+			batch, more = h.s.take(space[:0], writeSize)
+			for _, o := range batch {
+				h.do(o.m)
+			}
+		}
+	}
+}

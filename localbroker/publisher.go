@@ -1,0 +1,93 @@
+package localbroker
+
+import (
+	"errors"
+	"sync"
+
+	"github.com/fieldferry/fieldferry/buffer"
+	"github.com/fieldferry/fieldferry/localbroker/packet"
+)
+
+// publisher keeps the publishes of one client in order while some of them wait
+// for the disk: none is acknowledged or routed before those in front of it.
+// When a client is taken over, its next connection goes on with it.
+type publisher struct {
+	mu        sync.Mutex // guards what follows
+	first     *publish
+	last      *publish
+	releasing bool // a goroutine is at work on the front; it owns fanout
+	fanout    fanout
+}
+
+// publish is a message from its arrival to its acknowledgement.
+type publish struct {
+	Message
+	next     *publish
+	p        *publisher
+	c        *conn // that it came through
+	packetID uint16
+	class    buffer.Class
+	waits    bool  // it is in its publisher's queue, for the disk or behind others
+	done     bool  // nothing keeps it there but those in front of it
+	kept     bool  // it has durable destinations
+	gone     bool  // a will: nobody is there to acknowledge it to
+	err      error // why it was not accepted
+}
+
+// Stored is the buffer's receipt.
+func (m *publish) Stored(err error) { m.p.settle(m, err) }
+
+// idle reports whether nothing waits, so that what comes now need not, either.
+// It is for the goroutine that calls push.
+func (p *publisher) idle() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.first == nil && !p.releasing
+}
+
+// push puts m at the end.
+func (p *publisher) push(m *publish) {
+	m.p, m.waits = p, true
+	p.mu.Lock()
+	if p.last == nil {
+		p.first = m
+	} else {
+		p.last.next = m
+	}
+	p.last = m
+	p.mu.Unlock()
+}
+
+// settle says that m need not wait any more, and how it ended, and releases
+// what is at the front and need not wait, either.
+func (p *publisher) settle(m *publish, err error) {
+	p.mu.Lock()
+	m.done, m.err = true, err
+	if p.releasing {
+		p.mu.Unlock()
+		return // whoever is at it comes to m, too
+	}
+	p.releasing = true
+	for m := p.first; m != nil && m.done; m = p.first {
+		if p.first = m.next; p.first == nil {
+			p.last = nil
+		}
+		m.next = nil
+		p.mu.Unlock()
+		m.c.releaseNext(m, &p.fanout)
+		p.mu.Lock()
+	}
+	p.releasing = false
+	p.mu.Unlock()
+}
+
+// refusal is the reason code for a publish that could not be made durable.
+func refusal(err error) packet.Reason {
+	switch {
+	case errors.Is(err, buffer.ErrFull), errors.Is(err, buffer.ErrTooLarge):
+		return packet.QuotaExceeded
+	case errors.Is(err, buffer.ErrFailed), errors.Is(err, buffer.ErrClosed):
+		return packet.ImplementationSpecific
+	}
+	return packet.ReasonOf(err)
+}
