@@ -1,0 +1,281 @@
+// Package bridge carries copies of messages from the buffer to an upstream MQTT 5
+// broker and settles them there as the upstream acknowledges them.
+//
+// A Bridge is one upstream session. It keeps the order of each outbox, has as
+// many messages under way as the upstream's Receive Maximum allows, obeys every
+// other limit of the CONNACK, and after a lost connection sends again what was not
+// acknowledged. What the upstream refuses for good is parked, so that one message
+// never stops the line. A Mapper says which local publishes have a copy for the
+// bridge, under which topic and in which class.
+//
+// The package reads only the buffer: it does not know the local broker beyond how
+// topics are written, and it does not make messages durable; whoever appends them
+// does. Copies with QoS 2 are sent with QoS 1, so they may arrive twice after a
+// lost connection. Nothing is subscribed upstream; what an old session still
+// delivers is declined.
+package bridge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"net"
+	"net/url"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/fieldferry/fieldferry/buffer"
+)
+
+// Options configure a Bridge. Only Upstream is required. A link that gives no sign
+// of life is left within 1.5 × Keepalive, and one on which messages are under way
+// and none is acknowledged after 2 × Keepalive.
+type Options struct {
+	Upstream      []string // as mqtt://host:port, tried in turn
+	ClientID      string   // "" lets the upstream assign one
+	Username      string
+	Password      func() (string, error) // asked for each connection
+	Keepalive     time.Duration          // default 30 s, from 1 s to 65,535 s, unless the upstream sets another
+	SessionExpiry time.Duration          // how long the upstream keeps our session; default 7 days
+	Backoff       Backoff
+	Window        int // messages under way, default 1,000, at most 16,384
+	Presence      *Presence
+
+	// Dial opens the connection; nil is TCP for mqtt://. It must look the name up
+	// each time and end when ctx does.
+	Dial   func(ctx context.Context, u *url.URL) (net.Conn, error)
+	Logger *slog.Logger // default discards
+}
+
+// Presence tells the upstream whether the gateway is there: retained, as the will
+// and after each CONNACK, and before a stop that was asked for.
+type Presence struct {
+	Topic   string
+	Payload func(online bool, reason string) []byte // called for each connection; reason is "" when online
+}
+
+// Status is how a Bridge stands. The counts are of this process.
+type Status struct {
+	Connected      bool
+	URL            string    // connected to, or last tried; without password
+	Since          time.Time // of Connected; zero before the first attempt has ended
+	SessionPresent bool      // the upstream still had our session
+	LastError      string    // of the last attempt or connection that failed
+	Connections    uint64
+	TakenOver      uint64 // connections that ended because another client used our id
+	InFlight       int    // messages sent and not acknowledged
+
+	Sent      uint64 // PUBLISH packets, repeated ones too
+	Delivered uint64 // copies
+	Parked    uint64 // copies
+	Expired   uint64 // copies that were too old before they were first sent
+	Refused   uint64 // times the upstream said "quota exceeded"
+}
+
+// Source is the bridge's end of its outboxes: a *buffer.Reader, whose contract it
+// has.
+type Source interface {
+	Next(ctx context.Context, dst []buffer.Delivery) (int, error)
+	Rewind()
+}
+
+// Bridge is one session with an upstream. Status may be called at any time.
+type Bridge struct {
+	o      Options
+	urls   []*url.URL
+	source Source
+	log    *slog.Logger
+
+	// What follows is used by Run, and by the writer of the connection it waits for.
+	clientID  string
+	will      will
+	maxPacket int // bytes, learned from a DISCONNECT; 0 is unknown
+	progress  [len(Outboxes{})]progress
+
+	sent, delivered, parked, expired, refused atomic.Uint64
+
+	mu     sync.Mutex // guards what follows
+	status Status
+	conn   *conn
+}
+
+// progress is how far an outbox has come in this process.
+type progress struct {
+	seen    uint64 // highest ordinal the buffer has given
+	written uint64 // highest ordinal that may have been on the wire, also in an earlier process
+}
+
+const (
+	// stableAfter is how long a connection must have lasted for the next attempt to
+	// be made at once.
+	stableAfter = 10 * time.Second
+
+	defaultKeepalive     = 30 * time.Second
+	maxKeepalive         = math.MaxUint16 * time.Second
+	defaultSessionExpiry = 7 * 24 * time.Hour
+	defaultWindow        = 1000
+	maxWindow            = 2 * idBlock
+)
+
+// New makes a bridge that empties the outboxes of from, which are the bridge's own,
+// by OpenOutboxes. Nobody else may use from while Run does.
+func New(from Source, o Options) (*Bridge, error) {
+	if len(o.Upstream) == 0 {
+		return nil, errors.New("bridge: no upstream")
+	}
+	b := &Bridge{source: from, clientID: o.ClientID, will: will{qos: 1, retain: true}}
+	for i, s := range o.Upstream {
+		u, err := url.Parse(s)
+		var parse *url.Error
+		switch {
+		case errors.As(err, &parse): // without the URL, which may hold a password
+			return nil, fmt.Errorf("upstream %d: %w", i+1, parse.Err)
+		case err != nil:
+			return nil, fmt.Errorf("upstream %d: %w", i+1, err)
+		case u.Hostname() == "":
+			return nil, fmt.Errorf("upstream %q: no host", u.Redacted())
+		case o.Dial == nil && u.Scheme != "mqtt":
+			return nil, fmt.Errorf("upstream %q: %s is not supported, use mqtt://", u.Redacted(), u.Scheme)
+		}
+		b.urls = append(b.urls, u)
+	}
+	if o.Keepalive <= 0 {
+		o.Keepalive = defaultKeepalive
+	}
+	o.Keepalive = min(max(o.Keepalive, time.Second), maxKeepalive)
+	if o.SessionExpiry <= 0 {
+		o.SessionExpiry = defaultSessionExpiry
+	}
+	if o.Window <= 0 {
+		o.Window = defaultWindow
+	}
+	o.Window = min(o.Window, maxWindow)
+	o.Backoff = o.Backoff.withDefaults()
+	if o.Dial == nil {
+		o.Dial = dialTCP
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	b.o, b.log = o, o.Logger
+	return b, nil
+}
+
+// Run keeps the bridge connected until ctx ends, then tells the upstream and
+// returns nil. It waits for nothing that is under way: that comes again. It
+// returns an error only if the buffer cannot be read any more.
+func (b *Bridge) Run(ctx context.Context) error {
+	for attempt, at := 0, 0; sleep(ctx, b.o.Backoff.delay(attempt)); attempt++ {
+		for range b.urls {
+			u := b.urls[at]
+			lasted, err := b.serve(ctx, u)
+			if ctx.Err() != nil {
+				return nil
+			}
+			if failed := (*bufferError)(nil); errors.As(err, &failed) {
+				return err
+			}
+			b.failed(u, err)
+			if lasted >= stableAfter {
+				attempt = -1 // the session is there: again at once
+				break
+			}
+			at = (at + 1) % len(b.urls)
+			if lasted > 0 {
+				break // not the next at once, or an upstream that drops us is hammered
+			}
+		}
+	}
+	return nil
+}
+
+// sleep reports whether ctx is still going on after d.
+func sleep(ctx context.Context, d time.Duration) bool {
+	if d <= 0 {
+		return ctx.Err() == nil
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// serve makes one attempt and serves the connection until it ends. It returns how
+// long that was up, 0 if it never was.
+func (b *Bridge) serve(ctx context.Context, u *url.URL) (time.Duration, error) {
+	c, err := b.connect(ctx, u)
+	if err != nil {
+		return 0, err
+	}
+	b.source.Rewind()
+	began := time.Now()
+	b.connected(u, c)
+	err = c.run(ctx)
+	b.disconnected()
+	var r *ReasonError
+	if errors.As(err, &r) && r.Code == codePacketTooLarge {
+		if perr := c.parkLargest(); perr != nil {
+			err = errors.Join(err, perr)
+		}
+	}
+	return max(time.Since(began), 1), err
+}
+
+func (b *Bridge) connected(u *url.URL, c *conn) {
+	b.log.Info("upstream connected", "url", u.Redacted(), "session_present", c.limits.sessionPresent,
+		"window", c.limits.window, "keepalive", c.limits.keepalive)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.conn = c
+	b.status.Connected, b.status.URL, b.status.Since = true, u.Redacted(), time.Now()
+	b.status.SessionPresent = c.limits.sessionPresent
+	b.status.Connections++
+}
+
+func (b *Bridge) disconnected() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.conn = nil
+	b.status.Connected, b.status.Since = false, time.Now()
+}
+
+func (b *Bridge) failed(u *url.URL, err error) {
+	var r *ReasonError
+	taken := errors.As(err, &r) && r.Packet == "DISCONNECT" && r.Code == codeTakenOver
+	b.log.Warn("upstream connection failed", "url", u.Redacted(), "error", err)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if taken {
+		b.status.TakenOver++
+	}
+	if b.status.Since.IsZero() {
+		b.status.Since = time.Now()
+	}
+	b.status.URL, b.status.LastError = u.Redacted(), err.Error()
+}
+
+// Status tells how the bridge stands.
+func (b *Bridge) Status() Status {
+	b.mu.Lock()
+	s, c := b.status, b.conn
+	b.mu.Unlock()
+	if c != nil {
+		s.InFlight = c.window.inFlight()
+	}
+	s.Sent, s.Delivered, s.Parked = b.sent.Load(), b.delivered.Load(), b.parked.Load()
+	s.Expired, s.Refused = b.expired.Load(), b.refused.Load()
+	return s
+}
+
+// bufferError is that of a buffer that cannot be read.
+type bufferError struct{ err error }
+
+func (e *bufferError) Error() string { return "read buffer: " + e.err.Error() }
+func (e *bufferError) Unwrap() error { return e.err }

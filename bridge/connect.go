@@ -1,0 +1,172 @@
+package bridge
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"net"
+	"net/url"
+	"time"
+
+	"github.com/eclipse/paho.golang/packets"
+)
+
+const (
+	connectTimeout = 15 * time.Second // to reach the upstream and to get its CONNACK
+	maxConnack     = 64 << 10         // bytes
+	maxInbound     = 1 << 20          // bytes, announced as our Maximum Packet Size
+	highestQoS     = 1                // the engine's: QoS 2 copies go with QoS 1
+
+	readBuffer  = 16 << 10
+	writeBuffer = 64 << 10
+)
+
+// limits are what the upstream allows this connection (MQTT 5 §3.2.2.3).
+type limits struct {
+	window         int  // messages unanswered: Receive Maximum, or our own if that is less
+	packet         int  // bytes of a whole packet: Maximum Packet Size
+	qos            byte // Maximum QoS, or ours
+	retain         bool // Retain Available
+	keepalive      time.Duration
+	sessionPresent bool
+}
+
+// will is what the upstream accepts of our will. Some refuse a CONNECT over it
+// (MQTT 5 §3.1.2.6, §3.1.2.7) and are then asked for less.
+type will struct {
+	qos    byte
+	retain bool
+}
+
+// connect dials an upstream, by name each time, and logs in.
+func (b *Bridge) connect(ctx context.Context, u *url.URL) (*conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+	defer cancel()
+	nc, err := b.o.Dial(ctx, u)
+	if err != nil {
+		return nil, fmt.Errorf("connect: %w", err)
+	}
+	stop := context.AfterFunc(ctx, func() { nc.Close() })
+	c, err := b.login(nc)
+	if !stop() && err == nil { // the time was up in this moment
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		nc.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+func dialTCP(ctx context.Context, u *url.URL) (net.Conn, error) {
+	if u.Scheme != "mqtt" {
+		return nil, fmt.Errorf("%s:// is not plain MQTT", u.Scheme)
+	}
+	port := u.Port()
+	if port == "" {
+		port = "1883"
+	}
+	var d net.Dialer
+	return d.DialContext(ctx, "tcp", net.JoinHostPort(u.Hostname(), port))
+}
+
+func (b *Bridge) login(nc net.Conn) (*conn, error) {
+	connect, err := b.connectPacket()
+	if err != nil {
+		return nil, err
+	}
+	ln := &line{Conn: nc, silence: connectTimeout, stall: connectTimeout}
+	c := newConn(b, ln)
+	if _, err := connect.WriteTo(c.w); err != nil {
+		return nil, err
+	}
+	if err := c.w.Flush(); err != nil {
+		return nil, err
+	}
+	p, err := readPacket(c.r, maxConnack)
+	if err != nil {
+		return nil, fmt.Errorf("wait for CONNACK: %w", err)
+	}
+	ack, ok := p.content.(*packets.Connack)
+	if !ok {
+		return nil, fmt.Errorf("packet of type %d instead of CONNACK", p.kind)
+	}
+	if p.code >= codeRefused {
+		switch p.code {
+		case codeRetain:
+			b.will.retain = false
+		case codeQoS:
+			b.will.qos = 0
+		}
+		return nil, &ReasonError{Packet: "CONNACK", Code: p.code, Reason: p.reason}
+	}
+	if id := ack.Properties.AssignedClientID; id != "" {
+		b.clientID = id // the session is under it
+	}
+	c.limits = b.limitsOf(ack)
+	if c.limits.window == 0 {
+		return nil, fmt.Errorf("protocol error: Receive Maximum is 0") // MQTT 5 §3.2.2.3.3
+	}
+	c.window = newWindow(c.limits.window)
+	// Bytes are asked for by PINGREQ at 3/4 of keepalive at the latest, so a
+	// silence of 5/4 means that nobody is there.
+	ln.silence = c.limits.keepalive * 5 / 4
+	ln.stall = c.limits.keepalive / 2
+	return c, nil
+}
+
+func (b *Bridge) connectPacket() (*packets.Connect, error) {
+	expiry := uint32(min(b.o.SessionExpiry/time.Second, math.MaxUint32-1)) // the largest is "never" (MQTT 5 §3.1.2.11.2)
+	largest := uint32(maxInbound)
+	p := &packets.Connect{
+		ProtocolName:    "MQTT",
+		ProtocolVersion: 5,
+		ClientID:        b.clientID,
+		KeepAlive:       uint16(b.o.Keepalive / time.Second),
+		UsernameFlag:    b.o.Username != "",
+		Username:        b.o.Username,
+		Properties:      &packets.Properties{SessionExpiryInterval: &expiry, MaximumPacketSize: &largest},
+	}
+	if b.o.Password != nil {
+		password, err := b.o.Password()
+		if err != nil {
+			return nil, fmt.Errorf("read password: %w", err)
+		}
+		p.PasswordFlag, p.Password = true, []byte(password)
+	}
+	if s := b.o.Presence; s != nil {
+		p.WillFlag = true
+		p.WillTopic, p.WillMessage = s.Topic, s.Payload(false, "connection lost")
+		p.WillQOS, p.WillRetain = b.will.qos, b.will.retain
+		p.WillProperties = &packets.Properties{}
+	}
+	return p, nil
+}
+
+func (b *Bridge) limitsOf(ack *packets.Connack) limits {
+	p := ack.Properties
+	l := limits{
+		window:         b.o.Window,
+		packet:         1 + 4 + maxRemaining,
+		qos:            highestQoS,
+		retain:         p.RetainAvailable == nil || *p.RetainAvailable == 1,
+		keepalive:      b.o.Keepalive,
+		sessionPresent: ack.SessionPresent,
+	}
+	if p.ReceiveMaximum != nil {
+		l.window = min(l.window, int(*p.ReceiveMaximum))
+	}
+	if p.MaximumPacketSize != nil {
+		l.packet = int(min(*p.MaximumPacketSize, uint32(l.packet)))
+	}
+	if b.maxPacket > 0 {
+		l.packet = min(l.packet, b.maxPacket)
+	}
+	if p.MaximumQOS != nil {
+		l.qos = min(l.qos, *p.MaximumQOS)
+	}
+	if p.ServerKeepAlive != nil && *p.ServerKeepAlive > 0 { // 0 is that the upstream does not check
+		l.keepalive = time.Duration(*p.ServerKeepAlive) * time.Second
+	}
+	return l
+}

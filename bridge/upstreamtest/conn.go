@@ -1,0 +1,352 @@
+package upstreamtest
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/eclipse/paho.golang/packets"
+)
+
+// conn is one connection. Its goroutine reads; a second one writes, so that a
+// client that does not read cannot stop the reading.
+type conn struct {
+	s      *Server
+	n      int // which, from 0
+	nc     net.Conn
+	script Script
+	closed chan struct{} // when the connection is
+
+	keepalive time.Duration
+	unacked   map[uint16]bool // the reader's and, through release, the test's: guarded by mu
+
+	mu    sync.Mutex // guards what follows, and unacked
+	held  []Publish
+	out   []byte
+	last  bool          // close when out is written
+	mute  bool          // write no more
+	ready chan struct{} // out, last or mute changed
+}
+
+func newConn(s *Server, nc net.Conn, n int, script Script) *conn {
+	c := &conn{s: s, n: n, script: script, closed: make(chan struct{}), unacked: map[uint16]bool{}, ready: make(chan struct{}, 1)}
+	c.nc = &cutter{Conn: nc, in: script.CutReceived, out: script.CutSent, closed: c.closed}
+	return c
+}
+
+// cutter closes the connection at a byte.
+type cutter struct {
+	net.Conn
+	in, out int // bytes until the cut, 0 for none
+	once    sync.Once
+	closed  chan struct{}
+}
+
+func (c *cutter) Close() error {
+	c.once.Do(func() { close(c.closed) })
+	return c.Conn.Close()
+}
+
+func (c *cutter) Read(p []byte) (int, error) {
+	if c.in == 0 {
+		return c.Conn.Read(p)
+	}
+	n, err := c.Conn.Read(p[:min(len(p), c.in)])
+	if c.in -= n; c.in == 0 && n > 0 {
+		c.Close()
+	}
+	return n, err
+}
+
+func (c *cutter) Write(p []byte) (int, error) {
+	if c.out == 0 {
+		return c.Conn.Write(p)
+	}
+	n, err := c.Conn.Write(p[:min(len(p), c.out)])
+	if c.out -= n; c.out == 0 && n > 0 {
+		c.Close()
+	}
+	return n, err
+}
+
+func (c *conn) run() {
+	var wg sync.WaitGroup
+	wg.Go(c.write)
+	c.read()
+	c.nc.Close()
+	wg.Wait()
+}
+
+func (c *conn) write() {
+	for {
+		c.mu.Lock()
+		out, last, mute := c.out, c.last, c.mute
+		c.out = nil
+		c.mu.Unlock()
+		if len(out) > 0 && !mute {
+			if _, err := c.nc.Write(out); err != nil {
+				return
+			}
+		}
+		if last {
+			c.nc.Close()
+			return
+		}
+		select {
+		case <-c.ready:
+		case <-c.closed:
+			return
+		}
+	}
+}
+
+// send queues packets; with last the connection is closed behind them.
+func (c *conn) send(last bool, list ...io.WriterTo) {
+	var b bytes.Buffer
+	for _, p := range list {
+		p.WriteTo(&b) // a bytes.Buffer takes all
+	}
+	c.mu.Lock()
+	c.out = append(c.out, b.Bytes()...)
+	c.last = c.last || last
+	c.mu.Unlock()
+	select {
+	case c.ready <- struct{}{}:
+	default:
+	}
+}
+
+func (c *conn) disconnect(code byte) {
+	c.send(true, &packets.Disconnect{ReasonCode: code, Properties: &packets.Properties{}})
+}
+
+// counter counts what is taken out of a bufio.Reader.
+type counter struct {
+	*bufio.Reader
+	n int
+}
+
+func (r *counter) Read(p []byte) (int, error) {
+	n, err := r.Reader.Read(p)
+	r.n += n
+	return n, err
+}
+
+func (c *conn) read() {
+	r := &counter{Reader: bufio.NewReader(c.nc)}
+	first, err := packets.ReadPacket(r)
+	if err != nil {
+		return
+	}
+	connect, ok := first.Content.(*packets.Connect)
+	if !ok {
+		c.s.violation(c.n, "%s before CONNECT", first.PacketType())
+		return
+	}
+	if !c.connect(connect) {
+		io.Copy(io.Discard, r)
+		return
+	}
+	for {
+		r.n = 0
+		if c.keepalive > 0 {
+			c.nc.SetReadDeadline(time.Now().Add(c.keepalive * 3 / 2)) // MQTT 5 §3.1.2.10
+		}
+		if head, _ := r.Peek(2); bytes.Equal(head, []byte{packets.DISCONNECT << 4, 0}) { // MQTT 5 §3.14.2.1: code 0; packets calls it EOF
+			c.s.update(func() { c.s.connects[c.n].Goodbye = true })
+			return
+		}
+		p, err := packets.ReadPacket(r)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			c.s.violation(c.n, "nothing for 1.5 × keepalive")
+			return
+		}
+		if err != nil {
+			return
+		}
+		switch p := p.Content.(type) {
+		case *packets.Publish:
+			if !c.publish(p, r.n) {
+				c.nc.SetReadDeadline(time.Time{})
+				io.Copy(io.Discard, r)
+				return
+			}
+		case *packets.Pingreq:
+			c.s.update(func() { c.s.connects[c.n].Pings++ })
+			c.send(false, &packets.Pingresp{})
+		case *packets.Puback:
+			c.refused(p.ReasonCode)
+		case *packets.Pubrec:
+			c.refused(p.ReasonCode)
+		case *packets.Pubcomp:
+			c.refused(p.ReasonCode)
+		case *packets.Disconnect:
+			c.s.update(func() { c.s.connects[c.n].Goodbye = p.ReasonCode == 0 })
+			return
+		default:
+			c.s.violation(c.n, "packet of type %T", p)
+		}
+	}
+}
+
+// connect answers CONNECT. It reports false if nothing more is to be said.
+func (c *conn) connect(p *packets.Connect) bool {
+	limits := c.script.Limits
+	id := p.ClientID
+	var present bool
+	c.s.update(func() {
+		c.s.connects[c.n].Packet = p
+		if id == "" {
+			id = "assigned"
+			limits.AssignedClientID = id
+		}
+		present = c.s.sessions[id] && !p.CleanStart && !c.script.LoseSession && c.script.Code == 0
+		c.s.sessions[id] = true
+	})
+	if c.script.Mute {
+		return false
+	}
+	refused := c.script.Code >= 0x80
+	c.send(refused, &packets.Connack{ReasonCode: c.script.Code, SessionPresent: present, Properties: &limits})
+	if refused {
+		return false
+	}
+	c.keepalive = time.Duration(p.KeepAlive) * time.Second
+	if k := limits.ServerKeepAlive; k != nil {
+		c.keepalive = time.Duration(*k) * time.Second
+	}
+	if c.script.Disconnect != 0 {
+		c.disconnect(c.script.Disconnect)
+		return false
+	}
+	return true
+}
+
+// publish records a PUBLISH and answers it. It reports false if nothing more is to
+// be said.
+func (c *conn) publish(p *packets.Publish, size int) bool {
+	rec := Publish{
+		Conn: c.n, At: time.Now(), Topic: p.Topic, Payload: string(p.Payload), QoS: p.QoS, Dup: p.Duplicate,
+		Retain: p.Retain, ID: p.PacketID, Expiry: p.Properties.MessageExpiry, User: p.Properties.User, Size: size,
+	}
+	c.check(&rec)
+	if c.script.Publish != nil {
+		rec.Answer = c.script.Publish(rec)
+	}
+	if rec.Answer.Do == Hold { // before the record shows it, so that Release finds it
+		c.mu.Lock()
+		c.held = append(c.held, rec)
+		c.mu.Unlock()
+	}
+	c.s.update(func() { c.s.publishes = append(c.s.publishes, rec) })
+	switch rec.Answer.Do {
+	case Ack:
+		c.ack(rec)
+	case Inject:
+		c.inject()
+		c.ack(rec)
+	case Cut:
+		c.nc.Close()
+		return false
+	case Disconnect:
+		c.disconnect(rec.Answer.Code)
+		return false
+	case Freeze:
+		c.stop()
+		<-c.closed
+		return false
+	case Swallow:
+		c.stop()
+		return false
+	}
+	return true
+}
+
+// inject sends messages that nobody asked for, and acknowledgements of messages
+// that were never sent.
+func (c *conn) inject() {
+	none := &packets.Properties{}
+	c.send(false,
+		&packets.Publish{Topic: "nobody/asked", QoS: 0, Properties: none},
+		&packets.Publish{Topic: "nobody/asked", QoS: 1, PacketID: 1, Properties: none},
+		&packets.Publish{Topic: "nobody/asked", QoS: 2, PacketID: 2, Properties: none},
+		&packets.Pubrel{PacketID: 3, Properties: none},
+		&packets.Puback{PacketID: 1, ReasonCode: 0x87, Properties: none},
+		&packets.Puback{PacketID: 60_000, ReasonCode: 0x97, Properties: none},
+		&packets.Pubrec{PacketID: 40_000, Properties: none},
+		&packets.Pubcomp{PacketID: 40_000, Properties: none},
+	)
+}
+
+func (c *conn) refused(code byte) {
+	c.s.update(func() {
+		r := &c.s.connects[c.n].Refused
+		*r = append(*r, code)
+	})
+}
+
+func (c *conn) stop() {
+	c.mu.Lock()
+	c.mute = true
+	c.mu.Unlock()
+}
+
+// check notes what the client must not have done.
+func (c *conn) check(p *Publish) {
+	l := c.script.Limits
+	if l.MaximumPacketSize != nil && p.Size > int(*l.MaximumPacketSize) {
+		c.s.violation(c.n, "%s: packet of %d bytes", p.Payload, p.Size)
+	}
+	if l.MaximumQOS != nil && p.QoS > *l.MaximumQOS {
+		c.s.violation(c.n, "%s: QoS %d", p.Payload, p.QoS)
+	}
+	if l.RetainAvailable != nil && *l.RetainAvailable == 0 && p.Retain {
+		c.s.violation(c.n, "%s: retained", p.Payload)
+	}
+	if p.QoS == 0 {
+		if p.Dup {
+			c.s.violation(c.n, "%s: DUP with QoS 0", p.Payload) // MQTT 5 §3.3.1.1
+		}
+		return
+	}
+	c.mu.Lock()
+	used := c.unacked[p.ID]
+	c.unacked[p.ID] = true
+	unacked := len(c.unacked)
+	c.mu.Unlock()
+	if used || p.ID == 0 {
+		c.s.violation(c.n, "%s: packet id %d in use", p.Payload, p.ID)
+	}
+	if l.ReceiveMaximum != nil && unacked > int(*l.ReceiveMaximum) {
+		c.s.violation(c.n, "%s: %d unacknowledged", p.Payload, unacked)
+	}
+}
+
+func (c *conn) ack(p Publish) {
+	if p.QoS == 0 {
+		return
+	}
+	c.mu.Lock()
+	delete(c.unacked, p.ID)
+	c.mu.Unlock()
+	if p.Answer.Code == 0 { // in its short form (MQTT 5 §3.4.2.1)
+		c.send(false, bytes.NewReader([]byte{packets.PUBACK << 4, 2, byte(p.ID >> 8), byte(p.ID)}))
+		return
+	}
+	c.send(false, &packets.Puback{PacketID: p.ID, ReasonCode: p.Answer.Code, Properties: &packets.Properties{}})
+}
+
+func (c *conn) release() {
+	c.mu.Lock()
+	held := c.held
+	c.held = nil
+	c.mu.Unlock()
+	for _, p := range held {
+		c.ack(p)
+	}
+}
