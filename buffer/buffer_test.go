@@ -178,3 +178,27 @@ func TestReopenGoesOnWhereItWas(t *testing.T) {
 		t.Errorf("%d generations are left of a drained buffer", s.Generations)
 	}
 }
+
+func TestNextPassesOverWhatWasSettledBeforeARewind(t *testing.T) {
+	b := reopen(t, t.TempDir())
+	defer b.Close()
+	o := outbox(t, b, "cloud", Telemetry)
+	put(t, b, 1, 30, o)
+	r, err := b.Reader(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	_, all := take(t, r, 20)
+	for _, d := range all[1:] {
+		o.Settle(d.Ordinal, Delivered)
+	}
+	r.Rewind()
+	if got, _ := take(t, r, 1); got[0] != "m1" {
+		t.Fatalf("got %q, want m1", got)
+	}
+	// The next seven that are read are settled all: Next must not wait.
+	if got, _ := take(t, r, 10); got[0] != "m21" {
+		t.Fatalf("got %q, want m21 and on", got)
+	}
+}

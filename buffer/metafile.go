@@ -1,8 +1,11 @@
 package buffer
 
 import (
+	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"iter"
 	"log/slog"
 	"os"
@@ -52,6 +55,9 @@ func tryMeta(path string, pageSize int, above uint32) (m *meta, err error) {
 		if err := makeBuckets(db); err != nil {
 			return fmt.Errorf("read %s: %w", path, err)
 		}
+		if err := db.View(verifyRows); err != nil {
+			return fmt.Errorf("read %s: %w", path, err)
+		}
 		if _, _, _, err := m.load(); err != nil {
 			return fmt.Errorf("read %s: %w", path, err)
 		}
@@ -83,6 +89,40 @@ func makeBuckets(db *bbolt.DB) error {
 	})
 }
 
+// verifyRows checks the checksum that ends each row: bbolt has none for its data.
+func verifyRows(tx *bbolt.Tx) error {
+	for _, name := range buckets {
+		err := tx.Bucket([]byte(name)).ForEach(func(k, v []byte) error {
+			if len(v) < sumSize || binary.BigEndian.Uint32(v[len(v)-sumSize:]) != rowSum(name, k, v[:len(v)-sumSize]) {
+				return fmt.Errorf("row %x of %s: checksum: %w", k, name, log.ErrDamaged)
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+const sumSize = 4
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+func rowSum(bucket string, key, value []byte) uint32 {
+	sum := crc32.Checksum([]byte(bucket), castagnoli)
+	sum = crc32.Update(sum, castagnoli, key)
+	return crc32.Update(sum, castagnoli, value)
+}
+
+// withoutSum is a row's value as it was put.
+func withoutSum(v []byte) []byte {
+	if len(v) < sumSize {
+		return nil
+	}
+	return v[:len(v)-sumSize]
+}
+
 func (f *metaFile) Update(fn func(metaTx) error) error {
 	return f.db.Update(func(tx *bbolt.Tx) error { return fn(metaFileTx{tx}) })
 }
@@ -98,10 +138,11 @@ func (f *metaFile) DiskBytes() int64 { return log.DiskBytes(f.path) }
 type metaFileTx struct{ tx *bbolt.Tx }
 
 func (t metaFileTx) Get(bucket string, key []byte) []byte {
-	return t.tx.Bucket([]byte(bucket)).Get(key)
+	return withoutSum(t.tx.Bucket([]byte(bucket)).Get(key))
 }
 
 func (t metaFileTx) Put(bucket string, key, value []byte) error {
+	value = binary.BigEndian.AppendUint32(bytes.Clone(value), rowSum(bucket, key, value))
 	return t.tx.Bucket([]byte(bucket)).Put(key, value)
 }
 
@@ -113,7 +154,7 @@ func (t metaFileTx) Rows(bucket string) iter.Seq2[[]byte, []byte] {
 	return func(yield func(k, v []byte) bool) {
 		c := t.tx.Bucket([]byte(bucket)).Cursor()
 		for k, v := c.First(); k != nil; k, v = c.Next() {
-			if !yield(k, v) {
+			if !yield(k, withoutSum(v)) {
 				return
 			}
 		}

@@ -92,29 +92,30 @@ func (r *Reader) Next(ctx context.Context, dst []Delivery) (int, error) {
 	}
 }
 
-// TryNext is Next without waiting: it may return 0.
+// TryNext is Next without waiting: it returns 0 if there is nothing.
 func (r *Reader) TryNext(dst []Delivery) (int, error) {
-	n := 0
-	for i, l := range r.lanes {
-		if l.passed < guard {
-			continue
-		}
-		got, err := l.fill(dst[n:])
-		n += got
-		r.served(i, got)
-		if err != nil {
+	for {
+		n, err := r.turn(dst)
+		if n > 0 || err != nil || !slices.ContainsFunc(r.lanes, func(l *lane) bool { return l.waiting() }) {
 			return n, err
 		}
+		// What was read had been settled before a rewind, or is lost.
 	}
-	for i, l := range r.lanes {
-		if n == len(dst) {
-			break
-		}
-		got, err := l.fill(dst[n:])
-		n += got
-		r.served(i, got)
-		if err != nil {
-			return n, err
+}
+
+// turn lets every lane fill what is left of dst, first those that waited long.
+func (r *Reader) turn(dst []Delivery) (n int, err error) {
+	for _, starving := range []bool{true, false} {
+		for i, l := range r.lanes {
+			if n == len(dst) || starving && l.passed < guard {
+				continue
+			}
+			got, err := l.fill(dst[n:])
+			n += got
+			r.served(i, got)
+			if err != nil {
+				return n, err
+			}
 		}
 	}
 	return n, nil
