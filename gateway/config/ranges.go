@@ -1,0 +1,136 @@
+package config
+
+import (
+	"fmt"
+	"regexp"
+	"strconv"
+	"strings"
+)
+
+// A range in a name, {0003..0050}, makes one of it for each number. Ranges in
+// the values below that name step with it.
+var rangeForm = regexp.MustCompile(`\{([0-9]+)\.\.([0-9]+)\}`)
+
+// span is a range of numbers.
+type span struct {
+	first, last int
+	width       int // digits to write; 0 is as many as it takes
+}
+
+func (s span) count() int { return s.last - s.first + 1 }
+
+// at is the text of the i-th number.
+func (s span) at(i int) string { return fmt.Sprintf("%0*d", s.width, s.first+i) }
+
+func parseSpan(text, first, last string) (span, error) {
+	a, errA := strconv.Atoi(first)
+	b, errB := strconv.Atoi(last)
+	switch {
+	case errA != nil || errB != nil || b-a >= maxRange:
+		return span{}, fmt.Errorf("the range %s is longer than %d", text, maxRange)
+	case b < a:
+		return span{}, fmt.Errorf("the range %s runs backwards; write {%s..%s}", text, last, first)
+	}
+	s := span{first: a, last: b}
+	if first[0] == '0' && len(first) > 1 {
+		s.width = len(first)
+	}
+	return s, nil
+}
+
+// spansIn are the ranges in a text.
+func spansIn(text string) ([]span, error) {
+	if !strings.Contains(text, "..") {
+		return nil, nil
+	}
+	var spans []span
+	for _, m := range rangeForm.FindAllStringSubmatch(text, -1) {
+		s, err := parseSpan(m[0], m[1], m[2])
+		if err != nil {
+			return nil, err
+		}
+		spans = append(spans, s)
+	}
+	return spans, nil
+}
+
+// stepText is text with each of its ranges replaced by the i-th number.
+func stepText(text string, spans []span, i int) string {
+	k := -1
+	return rangeForm.ReplaceAllStringFunc(text, func(string) string {
+		k++
+		return spans[k].at(i)
+	})
+}
+
+// each calls f for every name that key stands for, with its value. The values
+// of keys in except are left as they are: they have ranges of their own. Ranges
+// that are wrong are reported.
+func (d *decoder) each(key, val *node, except []string, f func(i int, name string, val *node)) {
+	spans, err := spansIn(key.text)
+	if err == nil && len(spans) > 1 {
+		err = fmt.Errorf("%s has more than one range; write one, and the other out", key.quote())
+	}
+	if err != nil {
+		d.problem(key.pos(), "%s", err)
+		return
+	}
+	count := 1
+	if len(spans) == 1 {
+		count = spans[0].count()
+	}
+	inside := make(map[*node][]span)
+	body := val
+	if val.kind == mapping {
+		body = val.without(except...)
+	}
+	body = body.rewrite(func(n *node) *node {
+		s, err := spansIn(n.text)
+		switch {
+		case err != nil:
+		case len(s) > 0 && len(spans) == 0:
+			err = fmt.Errorf("%s is a range, but the name %s has none", n.quote(), key.quote())
+		default:
+			for _, s := range s {
+				if s.count() != count {
+					err = fmt.Errorf("%s has %d steps, but %s has %d; they step together, so make them as long", n.quote(), s.count(), key.quote(), count)
+				}
+			}
+		}
+		if err != nil {
+			return d.breakNode(n, "%s", err)
+		}
+		if len(s) > 0 {
+			inside[n] = s
+		}
+		return n
+	})
+	if val.kind == mapping {
+		for _, k := range except {
+			if e := val.get(k); e != nil {
+				body.entries = append(body.entries, *e)
+			}
+		}
+	}
+	for i := range count {
+		name, v := key.text, body
+		if len(spans) == 1 {
+			name = stepText(key.text, spans, i)
+		}
+		if len(inside) > 0 {
+			v = body.rewrite(func(n *node) *node {
+				s := inside[n]
+				if s == nil {
+					return n
+				}
+				c := *n
+				c.text, c.computed, c.plain, c.stepped = stepText(n.text, s, i), true, false, true
+				return &c
+			})
+		}
+		if i > 0 && !d.work(val.size, key.pos()) {
+			return
+		}
+		f(i, name, v)
+	}
+}

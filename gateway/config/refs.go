@@ -1,0 +1,181 @@
+package config
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"unicode/utf8"
+)
+
+// resolve replaces the references in n and below, in place: ${env:NAME},
+// ${env:NAME:-default}, ${file:PATH} and ${var:NAME}; "$${" is a "${" itself.
+func (d *decoder) resolve(n *node, vars *node) {
+	if n == nil || n.resolved {
+		return
+	}
+	n.resolved = true
+	for _, e := range n.entries {
+		d.resolve(e.val, vars)
+	}
+	for _, it := range n.items {
+		d.resolve(it, vars)
+	}
+	if n.kind != scalar || n.broken || !strings.Contains(n.text, "${") {
+		return
+	}
+	written := n.text
+	var out strings.Builder
+	for rest := written; ; {
+		i := strings.Index(rest, "${")
+		if i < 0 {
+			out.WriteString(rest)
+			break
+		}
+		if i > 0 && rest[i-1] == '$' {
+			out.WriteString(rest[:i-1] + "${")
+			rest = rest[i+2:]
+			continue
+		}
+		out.WriteString(rest[:i])
+		ref, after, closed := strings.Cut(rest[i+2:], "}")
+		if !closed {
+			d.refuse(n, "%s: a reference has no }; write ${env:NAME}, ${file:PATH} or ${var:NAME}", quote(written))
+			return
+		}
+		text, ok := d.reference(n, ref, vars)
+		if !ok {
+			n.broken = true
+			return
+		}
+		if out.Len()+len(text) > maxText || !d.spend(len(text)) {
+			d.refuse(n, "its references make this longer than %d bytes", maxText)
+			return
+		}
+		out.WriteString(text)
+		if after == "" && strings.HasPrefix(ref, "file:") && i == 0 && rest == written {
+			n.file = d.abs(n.src, ref[len("file:"):])
+		}
+		if !strings.HasPrefix(ref, "var:") {
+			n.written = written
+		}
+		rest = after
+	}
+	n.text, n.plain, n.computed = out.String(), false, true
+}
+
+// reference is what stands for one reference. What is wrong with it is reported.
+func (d *decoder) reference(n *node, ref string, vars *node) (string, bool) {
+	scheme, name, _ := strings.Cut(ref, ":")
+	switch scheme {
+	case "env":
+		name, fallback, has := strings.Cut(name, ":-")
+		text, ok := d.getenv(name)
+		switch {
+		case name == "":
+			d.problem(n.pos(), "%s names no variable; write ${env:NAME}", quote("${"+ref+"}"))
+			return "", false
+		case has && text == "":
+			return fallback, true
+		case !ok:
+			d.problem(n.pos(), "the environment has no %s; set it, or write ${env:%s:-default}", quote(name), name)
+		case !utf8.ValidString(text):
+			d.problem(n.pos(), "the environment's %s is not UTF-8", quote(name))
+			return "", false
+		}
+		return text, ok
+	case "file":
+		text, err := d.readText(d.abs(n.src, name))
+		if err != nil {
+			d.problem(n.pos(), "%s: %v", quote("${"+ref+"}"), plainError(err))
+		}
+		return text, err == nil
+	case "var":
+		v := vars.value(name)
+		switch {
+		case v == nil:
+			d.problem(n.pos(), "there is no variable %s%s; add it under vars:", quote(name), suggest(name, vars.keys()))
+		case v.kind != scalar:
+			d.problem(n.pos(), "the variable %s is %s; only text can be put in", quote(name), v.what())
+		case !v.broken:
+			if v.written != "" && n.written == "" {
+				n.written = n.text
+			}
+			return v.text, true
+		}
+		return "", false
+	}
+	d.problem(n.pos(), "%s is no reference; write ${env:NAME}, ${file:PATH} or ${var:NAME}", quote("${"+ref+"}"))
+	return "", false
+}
+
+// keys are those of a map.
+func (n *node) keys() []string {
+	if n == nil {
+		return nil
+	}
+	keys := make([]string, len(n.entries))
+	for i, e := range n.entries {
+		keys[i] = e.key.text
+	}
+	return keys
+}
+
+// abs is a path as the file that has it means it.
+func (d *decoder) abs(src *source, path string) string {
+	if filepath.IsAbs(path) {
+		return filepath.Clean(path)
+	}
+	return filepath.Join(src.dir, path)
+}
+
+// readText reads a small file for ${file:}.
+func (d *decoder) readText(path string) (string, error) {
+	if text, ok := d.texts[path]; ok {
+		return text, nil
+	}
+	text, err := readSecret(path)
+	if err != nil {
+		return "", err
+	}
+	d.texts[path] = text
+	d.files = append(d.files, path)
+	return text, nil
+}
+
+// readSecret reads a file of which the text without its last newline counts.
+func readSecret(path string) (string, error) {
+	data, err := readFile(path, maxText)
+	if err != nil {
+		return "", err
+	}
+	if !utf8.Valid(data) {
+		return "", fmt.Errorf("%s is not UTF-8", path)
+	}
+	return strings.TrimRight(string(data), "\r\n"), nil
+}
+
+// readFile reads a regular file of at most so many bytes.
+func readFile(path string, most int64) ([]byte, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if info.IsDir() {
+		return nil, fmt.Errorf("%s is a folder", path)
+	}
+	if info.Mode().IsRegular() && info.Size() > most {
+		return nil, fmt.Errorf("%s is larger than %d KiB", path, most>>10)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, most+1))
+	if err == nil && int64(len(data)) > most {
+		err = fmt.Errorf("%s is larger than %d KiB", path, most>>10)
+	}
+	return data, err
+}

@@ -1,0 +1,134 @@
+package gateway
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/fieldferry/fieldferry/adapters"
+	"github.com/fieldferry/fieldferry/gateway/config"
+	"github.com/fieldferry/fieldferry/gateway/payload"
+	"github.com/fieldferry/fieldferry/localbroker"
+)
+
+// field makes messages of what the links read and publishes them on the local
+// broker.
+type field struct {
+	broker   *localbroker.Broker
+	format   payload.Config
+	perPoint bool
+	log      *slog.Logger
+
+	readings atomic.Uint64
+	stored   receipts
+
+	order  []*device
+	byName map[*adapters.Device]*device // not changed after the links are made
+}
+
+// device is what is known of a polled device.
+type device struct {
+	*adapters.Device
+	telemetry string // topic
+	status    string // topic
+	points    map[*adapters.Point]string
+
+	mu   sync.Mutex // guards what follows
+	last DeviceStatus
+}
+
+// DeviceStatus is how a polled device stands.
+type DeviceStatus struct {
+	ID       string
+	Known    bool // it was heard of, or missed
+	Online   bool
+	Reason   string    // why it is offline
+	Since    time.Time // of Online
+	Readings uint64
+	Last     time.Time // of the last reading
+}
+
+// receipts counts how publishes ended.
+type receipts struct{ stored, refused atomic.Uint64 }
+
+func (r *receipts) Stored(err error) {
+	if err != nil {
+		r.refused.Add(1)
+		return
+	}
+	r.stored.Add(1)
+}
+
+func newField(b *localbroker.Broker, p *config.Payload, log *slog.Logger) *field {
+	return &field{broker: b, format: payloadConfig(p), perPoint: p.PerPoint, log: log, byName: make(map[*adapters.Device]*device)}
+}
+
+// add makes a device known before its link runs.
+func (f *field) add(d *adapters.Device, points []*adapters.Point) {
+	prefix := "devices/" + d.Name
+	dev := &device{Device: d, telemetry: prefix + "/telemetry", status: prefix + "/status", last: DeviceStatus{ID: d.Name}}
+	if f.perPoint {
+		dev.points = make(map[*adapters.Point]string, len(points))
+		for _, p := range points {
+			dev.points[p] = dev.telemetry + "/" + p.Name
+		}
+	}
+	f.order = append(f.order, dev)
+	f.byName[d] = dev
+}
+
+// Emit publishes a reading. It returns as soon as the message is queued: the
+// commit lingers for company, and a link does not wait for that.
+func (f *field) Emit(ctx context.Context, r adapters.Reading) error {
+	d := f.byName[r.Device]
+	f.readings.Add(1)
+	d.mu.Lock()
+	d.last.Readings++
+	d.last.Last = r.Time
+	d.mu.Unlock()
+	if !f.perPoint {
+		return f.publish(ctx, d.telemetry, f.format.AppendReading(nil, r, payload.Seq{}), false)
+	}
+	for i := range r.Samples {
+		s := &r.Samples[i]
+		if err := f.publish(ctx, d.points[s.Point], f.format.AppendSample(nil, r, s, payload.Seq{}), false); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Status publishes that a device went online or offline, retained.
+func (f *field) Status(ctx context.Context, s adapters.Status) error {
+	d := f.byName[s.Device]
+	d.mu.Lock()
+	d.last.Known, d.last.Online, d.last.Reason, d.last.Since = true, s.Online, s.Reason, s.Time
+	d.mu.Unlock()
+	level := slog.LevelInfo
+	if !s.Online {
+		level = slog.LevelWarn
+	}
+	f.log.Log(ctx, level, "device status", "device", s.Device.Name, "online", s.Online, "reason", s.Reason)
+	return f.publish(ctx, d.status, f.format.AppendStatus(nil, s), true)
+}
+
+func (f *field) publish(ctx context.Context, topic string, payload []byte, retain bool) error {
+	m := &localbroker.Message{Topic: topic, Payload: payload, QoS: 1, Retain: retain, Received: time.Now(), Urgent: retain}
+	err := f.broker.Publish(ctx, m, &f.stored)
+	if err != nil {
+		f.stored.refused.Add(1)
+	}
+	return err
+}
+
+func (f *field) devices() []DeviceStatus {
+	all := make([]DeviceStatus, len(f.order))
+	for i, d := range f.order {
+		d.mu.Lock()
+		all[i] = d.last
+		d.mu.Unlock()
+	}
+	return all
+}

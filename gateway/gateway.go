@@ -1,0 +1,166 @@
+// Package gateway builds a gateway from a site file: it opens the buffer, the
+// local broker, the bridges and the adapters' links, wires them to each other, and
+// runs and stops them in order. It is the only package, beside the commands, that
+// knows them all.
+//
+// A reading goes from a link through the field, which makes it a message, into
+// the broker; the router says which bridges carry it; the buffer makes it durable
+// with a copy for each; then local subscribers get it, and the bridges send their
+// copies.
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"sync"
+
+	"github.com/fieldferry/fieldferry/adapters"
+	"github.com/fieldferry/fieldferry/bridge"
+	"github.com/fieldferry/fieldferry/buffer"
+	"github.com/fieldferry/fieldferry/gateway/config"
+	"github.com/fieldferry/fieldferry/localbroker"
+)
+
+// Options of a gateway; the zero value works.
+type Options struct {
+	Logger *slog.Logger // nil discards
+}
+
+// Gateway is a gateway that is open: its data folder is in use and its listeners
+// are bound.
+type Gateway struct {
+	config  *config.Config
+	log     *slog.Logger
+	buffer  *buffer.Buffer
+	broker  *localbroker.Broker
+	bridges []*upstream
+	field   *field
+	links   []adapters.Link
+
+	stopLinks chan struct{} // closed by StopLinks
+	linksOnce sync.Once
+}
+
+// Open builds a gateway from a site file that is good. Parts of the file that
+// this version does not have yet are errors; see Unsupported.
+func Open(c *config.Config, o Options) (*Gateway, error) {
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if missing := Unsupported(c); len(missing) > 0 {
+		errs := make([]error, len(missing))
+		for i, p := range missing {
+			errs[i] = errors.New(p.String())
+		}
+		return nil, errors.Join(errs...)
+	}
+	g := &Gateway{config: c, log: o.Logger, stopLinks: make(chan struct{})}
+	if err := g.open(); err != nil {
+		return nil, errors.Join(err, g.Close())
+	}
+	return g, nil
+}
+
+func (g *Gateway) open() (err error) {
+	c := g.config
+	if g.buffer, err = buffer.Open(filepath.Join(c.Gateway.DataDir, "buffer"), bufferOptions(&c.Buffer, g.log.With("part", "buffer"))); err != nil {
+		return fmt.Errorf("gateway.data_dir %s: %w", c.Gateway.DataDir, err)
+	}
+	var routes router
+	for i := range c.Bridges {
+		u, err := openUpstream(c, &c.Bridges[i], g.buffer, g.log)
+		if err != nil {
+			return fmt.Errorf("bridge %s: %w", c.Bridges[i].Name, err)
+		}
+		g.bridges = append(g.bridges, u)
+		routes = append(routes, u.mapper)
+	}
+	g.broker = localbroker.New(brokerOptions(&c.Broker, routes, g.buffer, g.log.With("part", "broker")))
+	g.field = newField(g.broker, &c.Payload, g.log.With("part", "field"))
+	if g.links, err = openLinks(c, g.field, g.log); err != nil {
+		return err
+	}
+	return listen(g.broker, &c.Broker)
+}
+
+// Run runs the gateway until ctx ends. It stops the links first, so that what
+// they read last still goes through the broker into the buffer, then the broker,
+// then the bridges. A part that fails stops the others, and is the error.
+func (g *Gateway) Run(ctx context.Context) error {
+	ctx, fail := context.WithCancelCause(ctx)
+	defer fail(nil)
+	bridges := newStage(ctx, fail)
+	for _, u := range g.bridges {
+		bridges.run("bridge "+u.name, u.bridge.Run)
+	}
+	broker := newStage(ctx, fail)
+	broker.run("broker", g.broker.Run)
+	links := newStage(ctx, fail)
+	for _, l := range g.links {
+		links.run("adapter "+l.String(), func(ctx context.Context) error { return l.Run(ctx, g.field) })
+	}
+	g.log.Info("gateway runs", "id", g.config.Gateway.ID, "links", len(g.links), "bridges", len(g.bridges))
+	select {
+	case <-ctx.Done():
+	case <-g.stopLinks:
+		links.stop()
+		<-ctx.Done()
+	}
+	g.log.Info("gateway stops")
+	for _, s := range []*stage{links, broker, bridges} {
+		s.stop()
+	}
+	var failed *partError
+	if errors.As(context.Cause(ctx), &failed) {
+		return failed
+	}
+	return nil
+}
+
+// StopLinks ends the reading of devices; everything else goes on, so that what
+// the buffer holds can drain before Run is ended.
+func (g *Gateway) StopLinks() { g.linksOnce.Do(func() { close(g.stopLinks) }) }
+
+// Close closes what Open has opened, and makes all that the buffer knows
+// durable. Run must have returned.
+func (g *Gateway) Close() error {
+	var errs []error
+	for _, u := range g.bridges {
+		u.reader.Close()
+	}
+	if g.buffer != nil {
+		errs = append(errs, g.buffer.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// Buffer is the gateway's.
+func (g *Gateway) Buffer() *buffer.Buffer { return g.buffer }
+
+// Broker is the gateway's.
+func (g *Gateway) Broker() *localbroker.Broker { return g.broker }
+
+// Bridges are how the bridges stand, in the order of the site file.
+func (g *Gateway) Bridges() []BridgeStatus {
+	all := make([]BridgeStatus, len(g.bridges))
+	for i, u := range g.bridges {
+		all[i] = BridgeStatus{Name: u.name, Status: u.bridge.Status(), Ledger: u.outboxes.Ledger()}
+	}
+	return all
+}
+
+// BridgeStatus is how a bridge stands.
+type BridgeStatus struct {
+	Name string
+	bridge.Status
+	Ledger buffer.Ledger
+}
+
+// Devices are how the polled devices stand, in the order of the site file.
+func (g *Gateway) Devices() []DeviceStatus { return g.field.devices() }
+
+// Readings is how many readings the links have brought.
+func (g *Gateway) Readings() uint64 { return g.field.readings.Load() }

@@ -1,0 +1,109 @@
+package gateway
+
+import (
+	"fmt"
+	"log/slog"
+	"maps"
+
+	"github.com/fieldferry/fieldferry/adapters"
+	"github.com/fieldferry/fieldferry/adapters/modbus"
+	"github.com/fieldferry/fieldferry/gateway/config"
+)
+
+// openLinks makes the links of all adapters and tells the field of their devices.
+func openLinks(c *config.Config, f *field, log *slog.Logger) ([]adapters.Link, error) {
+	var links []adapters.Link
+	for i := range c.Adapters {
+		a := &c.Adapters[i]
+		if a.Modbus == nil {
+			continue
+		}
+		for _, mc := range modbusConfigs(a, f, log.With("part", "adapter", "adapter", a.Name)) {
+			l, err := modbus.New(mc)
+			if err != nil {
+				return nil, fmt.Errorf("%s: adapter %s: %w", a.Pos, a.Name, err)
+			}
+			links = append(links, l)
+		}
+	}
+	return links, nil
+}
+
+// modbusConfigs makes one configuration for each host of an adapter, in the order
+// of its devices.
+func modbusConfigs(a *config.Adapter, f *field, log *slog.Logger) []modbus.Config {
+	var all []modbus.Config
+	at := make(map[string]int)
+	for i := range a.Devices {
+		d := &a.Devices[i]
+		n, ok := at[d.Address]
+		if !ok {
+			n = len(all)
+			at[d.Address] = n
+			m := a.Modbus
+			name := a.Name
+			if m.Address == "" {
+				name += " " + d.Address
+			}
+			all = append(all, modbus.Config{
+				Name: name, Address: d.Address, Timeout: m.Timeout, Retries: m.Retries, Settle: m.Settle, Pause: m.Pause,
+				MaxGap: m.MaxGap, MaxRegisters: m.MaxRegisters, MaxBits: m.MaxBits, Log: log,
+			})
+		}
+		dev := modbusDevice(d)
+		points := make([]*adapters.Point, len(dev.Points))
+		for i := range dev.Points {
+			points[i] = dev.Points[i].Point
+		}
+		f.add(dev.Device, points)
+		all[n].Devices = append(all[n].Devices, dev)
+	}
+	return all
+}
+
+func modbusDevice(d *config.Device) modbus.Device {
+	dev := modbus.Device{
+		Device: &adapters.Device{Name: d.ID, Type: d.Type, Tags: maps.Clone(d.Tags)},
+		UnitID: d.UnitID, Every: d.Every, MaxRegisters: d.MaxRegisters, MaxBits: d.MaxBits,
+	}
+	for i := range d.Points {
+		dev.Points = append(dev.Points, modbusPoint(&d.Points[i]))
+	}
+	return dev
+}
+
+// modbusPoint makes a point of the site file, whose words were checked there, one
+// of the adapter.
+func modbusPoint(p *config.Point) modbus.Point {
+	m := p.Modbus
+	table, _ := modbus.ParseTable(m.Table)
+	as, _ := modbus.ParseType(m.As)
+	order, _ := modbus.ParseOrder(m.Order)
+	out := modbus.Point{
+		Point: &adapters.Point{Name: p.Name, Unit: p.Unit},
+		Table: table, Address: m.Address, Type: as, Order: order,
+		Bytes: m.Bytes, Count: m.Count, Every: p.Every, Scale: p.Scale, Offset: p.Offset, ScaleBy: p.ScaleBy,
+		Decimals: p.Decimals, Enum: p.Enum, Hidden: p.Hidden,
+	}
+	if p.Range != nil {
+		out.Range = &modbus.Range{Raw: p.Range.Raw, To: p.Range.To}
+	}
+	for _, b := range p.Bits {
+		out.Bits = append(out.Bits, modbus.Bit{Bit: b.Bit, Name: b.Name})
+	}
+	for _, n := range p.Invalid {
+		out.Invalid = append(out.Invalid, rawNumber(n))
+	}
+	return out
+}
+
+// rawNumber is a number of the site file as a device would send it.
+func rawNumber(n config.Number) adapters.Value {
+	if i, ok := n.Int64(); ok {
+		return adapters.Int64(i)
+	}
+	if u, ok := n.Uint64(); ok {
+		return adapters.Uint64(u)
+	}
+	return adapters.Float64(n.Float64())
+}

@@ -1,0 +1,188 @@
+package gateway
+
+import (
+	"fmt"
+
+	"github.com/fieldferry/fieldferry/gateway/config"
+)
+
+// Unsupported returns what a site file asks for that this version cannot do yet.
+// Such a part is never left out silently: the gateway does not start.
+func Unsupported(c *config.Config) []config.Problem {
+	u := &unsupported{}
+	if c.HTTP != nil {
+		u.add(c.HTTP.Pos, "http", "the dashboard, REST API and metrics are")
+	}
+	if c.Gateway.Time.Hold {
+		u.add(c.Gateway.Time.Pos, "gateway.time.unsynced: hold", "holding messages back until the clock is right is")
+	}
+	if pos, there := c.Position("commands"); there && c.Commands.Enabled {
+		u.add(pos, "commands", "commands to devices are")
+	}
+	if pos, there := c.Position("alarms"); there {
+		u.add(pos, "alarms", "alarms are")
+	}
+	u.broker(c)
+	for i := range c.Adapters {
+		u.adapter(&c.Adapters[i])
+	}
+	u.payload(&c.Payload)
+	for i := range c.Bridges {
+		u.bridge(&c.Bridges[i])
+	}
+	return u.problems
+}
+
+type unsupported struct {
+	problems []config.Problem
+	points   map[config.Pos]bool // of profiles that were told of already
+}
+
+// add tells of one part: "what: these are not in this version".
+func (u *unsupported) add(pos config.Pos, what, these string) {
+	u.problems = append(u.problems, config.Problem{Pos: pos, Text: fmt.Sprintf("%s: %s not in this version; take it out of the file to run the rest", what, these)})
+}
+
+func (u *unsupported) broker(c *config.Config) {
+	b := &c.Broker
+	if b.PasswordFile != "" {
+		u.add(b.Pos, "broker.password_file", "passwords are")
+	}
+	if b.ACLFile != "" {
+		u.add(b.Pos, "broker.acl_file", "access lists are")
+	}
+	if b.JWT != nil {
+		u.add(b.JWT.Pos, "broker.jwt", "tokens are")
+	}
+	for _, l := range b.Listeners {
+		what := "broker.listeners: " + l.Name
+		switch {
+		case l.TLS != nil:
+			u.add(l.TLS.Pos, what, "TLS listeners are")
+		case l.WebSocket != "":
+			u.add(l.Pos, what, "WebSocket listeners are")
+		case !l.AllowAnonymous && b.PasswordFile == "" && b.JWT == nil:
+			u.problems = append(u.problems, config.Problem{Pos: l.Pos, Text: what +
+				": nobody could connect: passwords are not in this version, and anonymous clients are allowed by default on loopback addresses only; listen there, or set broker.allow_anonymous: true"})
+		}
+	}
+}
+
+func (u *unsupported) adapter(a *config.Adapter) {
+	what := "adapters." + a.Name
+	switch {
+	case a.OPCUA != nil:
+		u.add(a.Pos, what, "OPC UA is")
+		return
+	case a.Serial != nil:
+		u.add(a.Pos, what, "serial devices are")
+		return
+	case a.Modbus != nil && a.Modbus.Transport != "tcp":
+		u.add(a.Modbus.Pos, what, "Modbus over "+a.Modbus.Transport+" is")
+		return
+	}
+	for i := range a.Devices {
+		u.device(&a.Devices[i])
+	}
+}
+
+// device tells of each place once: devices share the points of their profile.
+func (u *unsupported) device(d *config.Device) {
+	once := func(pos config.Pos, what, these string) {
+		if u.points == nil {
+			u.points = make(map[config.Pos]bool)
+		}
+		if !u.points[pos] {
+			u.points[pos] = true
+			u.add(pos, what, these)
+		}
+	}
+	for _, a := range d.Alerts {
+		once(a.Pos, "alerts."+a.Name, "alerts of devices are")
+	}
+	for _, a := range d.Actions {
+		once(a.Pos, "actions."+a.Name, "actions are")
+	}
+	for i := range d.Points {
+		p := &d.Points[i]
+		switch {
+		case p.Write != nil:
+			once(p.Write.Pos, "points."+p.Name+".write", "writes are")
+		case p.Deadband != 0:
+			once(p.Pos, "points."+p.Name+".deadband", "deadbands are")
+		case p.Heartbeat != 0:
+			once(p.Pos, "points."+p.Name+".heartbeat", "heartbeats are")
+		}
+	}
+	for _, o := range d.Data {
+		if o.QoS != nil && *o.QoS == 2 {
+			once(o.Pos, "data."+o.Name+".qos: 2", "exactly-once to the upstream is")
+		}
+		if o.Encrypt != nil && *o.Encrypt != "" {
+			once(o.Pos, "data."+o.Name+".encrypt", "end-to-end encryption is")
+		}
+	}
+}
+
+func (u *unsupported) payload(p *config.Payload) {
+	if p.Format != "flat" {
+		u.add(p.Pos, "payload.format: "+p.Format, "formats other than flat are")
+	}
+	if p.OnlyChanged {
+		u.add(p.Pos, "payload.send: changed", "leaving out what has not changed is")
+	}
+	if p.Batch != nil {
+		u.add(p.Batch.Pos, "payload.batch", "batches are")
+	}
+	if p.Seq {
+		u.add(p.Pos, "payload.seq", "the sequence number in the payload is (it is a user property of what goes upstream, though)")
+	}
+}
+
+func (u *unsupported) bridge(b *config.Bridge) {
+	what := "bridges." + b.Name
+	for _, url := range b.Upstream {
+		if url.Scheme != "mqtt" {
+			u.add(b.Pos, what+".upstream: "+url.Redacted(), "upstreams other than mqtt:// are")
+		}
+	}
+	if !b.TLS.Pos.IsZero() {
+		u.add(b.TLS.Pos, what+".tls", "TLS to the upstream is")
+	}
+	if b.Proxy != nil {
+		u.add(b.Pos, what+".proxy", "proxies are")
+	}
+	if b.Connections > 1 {
+		u.add(b.Pos, what+".connections", "several connections of one bridge are")
+	}
+	if b.Limit.MessagesPerSecond > 0 || b.Limit.BytesPerSecond > 0 {
+		u.add(b.Limit.Pos, what+".limit", "rate limits are")
+	}
+	if b.LiveFirst {
+		u.add(b.Pos, what+".replay: live-first", "another order than ordered is")
+	}
+	if b.DropLost {
+		u.add(b.Pos, what+".on_lost_session: drop", "dropping is")
+	}
+	for _, d := range b.Data {
+		given := !d.Pos.IsZero()
+		switch {
+		case d.Down && given:
+			u.add(d.Pos, what+".data."+d.Name, "messages from the upstream down are")
+		case !d.Down && d.QoS == 2:
+			u.add(d.Pos, what+".data."+d.Name+".qos: 2", "exactly-once to the upstream is")
+		case d.Encrypt != "":
+			u.add(d.Pos, what+".data."+d.Name+".encrypt", "end-to-end encryption is")
+		}
+	}
+	for _, f := range b.Forward {
+		switch {
+		case f.Down:
+			u.add(f.Pos, what+".forward", "messages from the upstream down are")
+		case f.QoS == 2:
+			u.add(f.Pos, what+".forward: qos: 2", "exactly-once to the upstream is")
+		case f.Encrypt != "":
+			u.add(f.Pos, what+".forward: encrypt", "end-to-end encryption is")
+		}
+	}
+}

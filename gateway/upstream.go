@@ -1,0 +1,159 @@
+package gateway
+
+import (
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/fieldferry/fieldferry/adapters"
+	"github.com/fieldferry/fieldferry/bridge"
+	"github.com/fieldferry/fieldferry/buffer"
+	"github.com/fieldferry/fieldferry/gateway/config"
+	"github.com/fieldferry/fieldferry/gateway/payload"
+)
+
+// upstream is a bridge with what belongs to it.
+type upstream struct {
+	name     string
+	bridge   *bridge.Bridge
+	mapper   *bridge.Mapper
+	outboxes bridge.Outboxes
+	reader   *buffer.Reader
+}
+
+func openUpstream(c *config.Config, b *config.Bridge, buf *buffer.Buffer, log *slog.Logger) (*upstream, error) {
+	log = log.With("part", "bridge", "bridge", b.Name)
+	u := &upstream{name: b.Name}
+	var err error
+	// The number is that of the connection.
+	if u.outboxes, err = bridge.OpenOutboxes(buf, "bridge/"+b.Name+"/0"); err != nil {
+		return nil, err
+	}
+	if u.mapper, err = bridge.NewMapper(mapperOptions(c, b, u.outboxes, buf, log)); err != nil {
+		return nil, err
+	}
+	if u.reader, err = buf.Reader(u.outboxes[:]...); err != nil {
+		return nil, err
+	}
+	o := bridge.Options{
+		ClientID:      b.ClientID,
+		Username:      b.Username,
+		Keepalive:     b.Keepalive,
+		SessionExpiry: b.SessionExpiry,
+		Backoff:       bridge.Backoff{First: b.BackoffFirst, Max: b.BackoffMax},
+		Presence:      presence(c, u.mapper),
+		Logger:        log,
+	}
+	for _, url := range b.Upstream {
+		o.Upstream = append(o.Upstream, url.String())
+	}
+	if !b.Password.IsZero() {
+		o.Password = b.Password.Read
+	}
+	if u.bridge, err = bridge.New(u.reader, o); err != nil {
+		u.reader.Close()
+		return nil, err
+	}
+	return u, nil
+}
+
+func mapperOptions(c *config.Config, b *config.Bridge, outboxes bridge.Outboxes, buf *buffer.Buffer, log *slog.Logger) bridge.MapperOptions {
+	o := bridge.MapperOptions{
+		Gateway: c.Gateway.ID, Org: c.Gateway.Org, Site: c.Gateway.Site,
+		Origin: buf.Origin(), Boot: buf.Boot(),
+		Topic: b.Topic, Data: make(map[string]bridge.Data), Outboxes: outboxes,
+		Unknown: func(device, yaml string) {
+			log.Warn("a device that is not in the site file is not bridged; add it, for example as this", "device", device, "yaml", yaml)
+		},
+	}
+	for _, d := range b.Data {
+		class, _ := buffer.ParseClass(d.Class) // of what goes down there is none
+		o.Data[d.Name] = bridge.Data{Direction: direction(d.Down), QoS: d.QoS, Class: class, Retain: d.Retain}
+	}
+	for _, a := range c.Adapters {
+		for _, d := range a.Devices {
+			o.Devices = append(o.Devices, bridge.Device{ID: d.ID, Zone: d.Zone, Type: d.Type, Tags: d.Tags, Data: overrides(d.Data)})
+		}
+	}
+	if c.Gateway.Zone != "" || !strings.Contains(b.Topic, "{zone}") {
+		taken := slices.ContainsFunc(o.Devices, func(d bridge.Device) bool { return d.ID == c.Gateway.ID })
+		if !taken { // the gateway's own status
+			o.Devices = append(o.Devices, bridge.Device{ID: c.Gateway.ID, Zone: c.Gateway.Zone, Type: "gateway"})
+		}
+	}
+	for _, f := range b.Forward {
+		class, _ := buffer.ParseClass(f.Class)
+		o.Forward = append(o.Forward, bridge.Forward{Local: f.Local, Upstream: f.Upstream, Direction: direction(f.Down), QoS: f.QoS, Class: class})
+	}
+	return o
+}
+
+func overrides(list []config.DataOverride) map[string]bridge.Override {
+	if len(list) == 0 {
+		return nil
+	}
+	all := make(map[string]bridge.Override, len(list))
+	for _, d := range list {
+		o := bridge.Override{QoS: d.QoS, Retain: d.Retain}
+		if d.Down != nil {
+			dir := direction(*d.Down)
+			o.Direction = &dir
+		}
+		if d.Class != nil {
+			class, _ := buffer.ParseClass(*d.Class)
+			o.Class = &class
+		}
+		all[d.Name] = o
+	}
+	return all
+}
+
+func direction(down bool) bridge.Direction {
+	if down {
+		return bridge.Down
+	}
+	return bridge.Up
+}
+
+// presence is the gateway's own status upstream, if it has a topic there.
+func presence(c *config.Config, m *bridge.Mapper) *bridge.Presence {
+	topic, err := m.UpstreamTopic(c.Gateway.ID, "status")
+	if err != nil {
+		return nil
+	}
+	format := payloadConfig(&c.Payload)
+	return &bridge.Presence{Topic: topic, Payload: func(online bool, reason string) []byte {
+		return format.AppendStatus(nil, adapters.Status{Online: online, Reason: reason, Time: time.Now()})
+	}}
+}
+
+func payloadConfig(p *config.Payload) payload.Config {
+	times := map[string]payload.TimeFormat{"ms": payload.Millis, "s": payload.Seconds, "ns": payload.Nanos, "iso": payload.ISO}
+	return payload.Config{Time: times[p.Time], Int64String: p.Int64String, Seq: p.Seq}
+}
+
+func bufferOptions(b *config.Buffer, log *slog.Logger) buffer.Options {
+	o := buffer.Options{
+		Linger: b.Linger, PageSize: b.PageSize, Compress: b.Compress, Logger: log,
+		Limits: buffer.Limits{MaxBytes: b.MaxBytes, MinFree: b.MinFree, RejectNew: b.RejectNew},
+	}
+	for class := range o.Limits.MaxAge {
+		o.Limits.MaxAge[class] = b.MaxAge
+	}
+	for _, bounds := range b.Classes {
+		if class, ok := buffer.ParseClass(bounds.Class); ok {
+			o.Limits.MaxAge[class] = bounds.MaxAge
+			o.Limits.Reserve[class] = bounds.Reserve
+		}
+	}
+	return o
+}
+
+func (d DeviceStatus) String() string {
+	if d.Online {
+		return d.ID + " online"
+	}
+	return fmt.Sprintf("%s offline (%s)", d.ID, d.Reason)
+}
