@@ -114,6 +114,7 @@ type Device struct {
 	Frame   Frame
 	Match   *regexp.Regexp // nil: none
 
+	broken   bool // it could not be read
 	badType  bool // it has one, which is no good
 	badUnit  bool // its unit id is not known
 	badMatch bool // it has one, which is no good

@@ -3,19 +3,16 @@ package config
 import "time"
 
 func (k *kitReader) alerts(o *object, points map[string]*Point, known bool) []Alert {
-	if !o.there() {
-		return nil
-	}
 	var all []Alert
-	for _, e := range o.n.entries {
-		name := e.key.text
-		k.checkName("the alert", e.key, "alert")
-		b := k.object(e.key.pos(), o.get(name), name)
-		if !b.there() {
+	for key, v := range o.entries() {
+		name := key.text
+		k.checkName("the alert", key, "alert")
+		b := k.object(key.pos(), v, name)
+		if !b.there() || !k.count(key.pos()) {
 			continue
 		}
 		a := Alert{
-			Pos:      e.key.pos(),
+			Pos:      key.pos(),
 			Name:     name,
 			Point:    b.text("point", ""),
 			For:      b.duration("for", 0, 0, 0),
@@ -75,28 +72,27 @@ func (k *kitReader) limits(o *object, a *Alert) {
 func (k *kitReader) pointThere(o *object, key, name string, points map[string]*Point, known bool) bool {
 	p := points[name]
 	if p == nil && name != "" && known {
-		k.problem(o.valuePos(key), "%s: the device has no point %s%s", key, quote(name), suggest(name, keysOf(points)))
+		k.problem(o.valuePos(key), "%s: the device has no point %s%s", key, quote(name), suggestKey(k.decoder, name, points))
 	}
 	return p != nil && !p.broken
 }
 
 func (k *kitReader) actions(o *object, points map[string]*Point, known bool) []Action {
-	if !o.there() {
-		return nil
-	}
 	var all []Action
-	for _, e := range o.n.entries {
-		name := e.key.text
-		k.checkName("the action", e.key, "action")
+	for key, v := range o.entries() {
+		name := key.text
+		k.checkName("the action", key, "action")
 		if name == "write" || name == "read" {
-			k.problem(e.key.pos(), "the action: %s is a command of every device; choose another name", quote(name))
+			k.problem(key.pos(), "the action: %s is a command of every device; choose another name", quote(name))
 		}
-		a := Action{Pos: e.key.pos(), Name: name}
-		for _, n := range o.list(name, false) {
-			a.Steps = append(a.Steps, k.step(k.object(n.pos(), n, name), points, known))
+		a := Action{Pos: key.pos(), Name: name}
+		for _, n := range k.list(v, name, false) {
+			if k.count(n.pos()) {
+				a.Steps = append(a.Steps, k.step(k.object(n.pos(), n, name), points, known))
+			}
 		}
-		if n := o.get(name); n != nil && n.kind == list && len(n.items) == 0 {
-			k.problem(e.key.pos(), "the action %s has no steps; add one, as [{write: {mode: 1}}]", quote(name))
+		if v != nil && v.kind == list && len(v.items) == 0 {
+			k.problem(key.pos(), "the action %s has no steps; add one, as [{write: {mode: 1}}]", quote(name))
 		}
 		all = append(all, a)
 	}
@@ -120,14 +116,14 @@ func (k *kitReader) step(o *object, points map[string]*Point, known bool) Step {
 	if len(w.n.entries) == 0 {
 		k.problem(w.at, "write: it names no point; write {point: value}")
 	}
-	for _, e := range w.n.entries {
-		name := e.key.text
-		v := w.scalar(name, "a value")
+	for key, v := range w.entries() {
+		name := key.text
+		v = k.scalar(v, name, "a value")
 		p := points[name]
 		switch {
 		case p == nil && known:
-			k.problem(e.key.pos(), "write: the device has no point %s%s", quote(name), suggest(name, keysOf(points)))
-		case p == nil || v == nil:
+			k.problem(key.pos(), "write: the device has no point %s%s", quote(name), suggestKey(k.decoder, name, points))
+		case p == nil || v == nil || !k.count(key.pos()):
 		default:
 			k.checkAssignment(p, v)
 			s.Write = append(s.Write, Assignment{name, value(v)})

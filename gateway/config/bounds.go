@@ -12,23 +12,29 @@ import (
 // for the keys of a block map, for empty lines in a block scalar and for tabs in
 // quotes, so all of these are counted before it has to deal with them.
 const (
-	maxFile      = 512 << 10 // bytes of one file
-	maxTotal     = 4 << 20   // bytes of all files, and of what references put in
-	maxFiles     = 64        // site file and includes
-	maxMarks     = 150_000   // bytes of one file that may begin a token
-	maxTokens    = 80_000    // of one file
-	maxDepth     = 48        // maps and lists inside each other
-	maxKeys      = 4_000     // of one block map
-	maxBlank     = 100       // empty lines in a row
-	maxTabs      = 2_000     // of one file
-	maxNodes     = 200_000   // of all files, aliases counted each time they are used
-	maxText      = 64 << 10  // bytes of one scalar after references are replaced, and of a ${file:}
-	maxRange     = 10_000    // steps of one range
-	maxDevices   = 10_000    // of all adapters
-	maxPoints    = 65_536    // that differ
-	maxAllPoints = 1_000_000 // of all devices
-	maxWork      = 4_000_000 // nodes that profiles and ranges may copy
-	maxProblems  = 1_000     // that are kept
+	maxFile         = 512 << 10 // bytes of one file
+	maxTotal        = 4 << 20   // bytes of all files, and of what references put in
+	maxFiles        = 64        // site file and includes
+	maxMarks        = 150_000   // bytes of one file that may begin a token
+	maxTokens       = 80_000    // of one file
+	maxDepth        = 48        // maps and lists inside each other
+	maxKeys         = 4_000     // of one block map
+	maxBlank        = 100       // empty lines in a row
+	maxTabs         = 2_000     // of one file
+	maxNodes        = 200_000   // of all files, aliases counted each time they are used
+	maxText         = 64 << 10  // bytes of one scalar after references are replaced, and of a ${file:}
+	maxRange        = 10_000    // steps of one range
+	maxDevices      = 10_000    // of all adapters
+	maxPoints       = 40_000    // that differ
+	maxDevicePoints = 10_000    // of one device
+	maxAllPoints    = 1_000_000 // of all devices
+	maxWork         = 800_000   // nodes that profiles and ranges may copy
+	maxBridges      = 16
+	maxRules        = 500 // forward rules of a bridge
+	maxListeners    = 64
+	maxTags         = 64    // of one device, and parameters of one profile
+	maxTemplate     = 1_024 // bytes of a topic template
+	maxProblems     = 1_000 // that are kept
 )
 
 // flaw is a reason not to read a file further.
@@ -125,7 +131,7 @@ func checkTokens(tokens token.Tokens) *flaw {
 			continue
 		case token.MappingValueType:
 			if flow > 0 && colon {
-				return fail(t, "a second colon without a comma between; separate what is inside brackets by commas")
+				return fail(t, "a second colon without a comma between; is a bracket above not closed?")
 			}
 			colon = flow > 0
 			if i > 0 {

@@ -103,15 +103,15 @@ var defaultData = []Data{
 var bridgeClasses = classes[:4]
 
 func (d *decoder) bridges(o *object, g *Gateway) []Bridge {
-	if !o.there() {
-		return nil
-	}
 	var all []Bridge
-	for _, e := range o.n.entries {
-		d.checkName("the bridge", e.key, "bridge")
-		b := d.object(e.key.pos(), o.get(e.key.text), e.key.text)
-		if b.there() {
-			all = append(all, d.bridge(b, e.key.text, g))
+	for key, v := range o.entries() {
+		d.checkName("the bridge", key, "bridge")
+		if len(all) == maxBridges {
+			d.problem(key.pos(), "more than %d bridges; one bridge can carry everything to an upstream", maxBridges)
+			break
+		}
+		if b := d.object(key.pos(), v, key.text); b.there() {
+			all = append(all, d.bridge(b, key.text, g))
 		}
 	}
 	return all
@@ -172,11 +172,15 @@ func (d *decoder) bridge(o *object, name string, g *Gateway) Bridge {
 		b.Data = append(b.Data, d.override(data.object(def.Name), def.Name).apply(def))
 	}
 	data.done()
-	for _, n := range o.list("forward", false) {
+	for i, n := range o.list("forward", false) {
+		if i == maxRules {
+			d.problem(n.pos(), "more than %d rules; use wildcards", maxRules)
+			break
+		}
 		f := d.forward(d.object(n.pos(), n, "forward"))
 		for _, before := range b.Forward {
 			if f.Local != "" && f.Local == before.Local && f.Down == before.Down {
-				d.problem(f.Pos, "the rule in line %d has local: %s already; remove one", before.Pos.Line, quote(f.Local))
+				d.problem(f.Pos, "the rule %s has local: %s already; remove one", before.Pos.from(f.Pos), quote(f.Local))
 			}
 		}
 		b.Forward = append(b.Forward, f)

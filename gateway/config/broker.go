@@ -83,7 +83,11 @@ func (d *decoder) broker(o *object) Broker {
 	if jwt := o.object("jwt"); jwt.there() {
 		b.JWT = d.jwt(jwt)
 	}
-	for _, n := range o.list("listeners", false) {
+	for i, n := range o.list("listeners", false) {
+		if i == maxListeners {
+			d.problem(n.pos(), "more than %d listeners; remove some", maxListeners)
+			break
+		}
 		b.Listeners = append(b.Listeners, d.listener(d.object(n.pos(), n, "listeners")))
 	}
 	if !o.has("listeners") {
@@ -91,7 +95,6 @@ func (d *decoder) broker(o *object) Broker {
 	} else if n := o.get("listeners"); n != nil && n.kind == list && len(n.items) == 0 {
 		d.problem(o.pos("listeners"), "listeners is empty; add one, or remove it for %s", defaultListen)
 	}
-	d.checkListeners(b.Listeners)
 	d.anonymous(o, &b)
 	o.done()
 	return b
@@ -177,15 +180,19 @@ func (o *object) tlsVersion(key string) uint16 {
 }
 
 // checkListeners reports addresses and names that are there twice.
-func (d *decoder) checkListeners(all []Listener) {
+func (d *decoder) checkListeners(c *Config) {
+	all := c.Broker.Listeners
+	if c.HTTP != nil {
+		all = append(slices.Clip(all), Listener{Pos: c.HTTP.Pos, Listen: c.HTTP.Listen})
+	}
 	for i, l := range all {
 		for _, before := range all[:i] {
 			if l.Listen != "" && sameAddress(l.Listen, before.Listen) {
-				d.problem(l.Pos, "the listener in line %d has %s already; choose another port", before.Pos.Line, before.Listen)
+				d.problem(l.Pos, "the listener %s has %s already; choose another port", before.Pos.from(l.Pos), before.Listen)
 				break
 			}
 			if l.Name != "" && l.Name == before.Name {
-				d.problem(l.Pos, "the listener in line %d has the name %s already; choose another", before.Pos.Line, quote(l.Name))
+				d.problem(l.Pos, "the listener %s has the name %s already; choose another", before.Pos.from(l.Pos), quote(l.Name))
 				break
 			}
 		}

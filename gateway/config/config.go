@@ -58,6 +58,17 @@ func (p Pos) String() string {
 	return fmt.Sprintf("%s:%d:%d", p.File, p.Line, p.Col)
 }
 
+// from is p for a reader who looks at q.
+func (p Pos) from(q Pos) string {
+	switch {
+	case p.IsZero():
+		return "by default"
+	case p.File == q.File:
+		return fmt.Sprintf("in line %d", p.Line)
+	}
+	return "at " + p.String()
+}
+
 // Problem is a mistake in a site file, or a warning.
 type Problem struct {
 	Pos

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"unicode/utf8"
@@ -13,19 +14,20 @@ import (
 
 // readPoints adds the points of a table to a map of points. The first row has
 // the points' keys, "name" among them; an empty cell leaves a key out; a cell
-// that begins with { or [ is YAML. Lines that begin with # are comments.
-func (d *decoder) readPoints(all *points, ref *node, path string) {
-	data, err := readFile(path, maxFile)
+// that begins with { or [ is YAML. Lines that begin with # are comments. It
+// reports whether the table could be read.
+func (d *decoder) readPoints(all *points, ref *node, path string) bool {
+	data, err := readFile(path, maxFile, false)
 	if err != nil {
 		d.problem(ref.pos(), "points_file: %v", plainError(err))
-		return
+		return false
 	}
 	if !slices.Contains(d.files, path) {
 		d.files = append(d.files, path)
 	}
 	if !d.spend(len(data)) {
 		d.problem(ref.pos(), "points_file: all files together are larger than %d MiB", maxTotal>>20)
-		return
+		return false
 	}
 	// named as people find it: beside the file that names it
 	name := ref.text
@@ -40,8 +42,11 @@ func (d *decoder) readPoints(all *points, ref *node, path string) {
 	for line := range bytes.Lines(data) {
 		t.lines = append(t.lines, line)
 	}
-	t.read(all, data)
+	return t.read(all, data)
 }
+
+// braced is a cell that begins with a parameter or a range, which is no YAML.
+var braced = regexp.MustCompile(`^\{[A-Za-z0-9_.-]+\}`)
 
 type table struct {
 	d     *decoder
@@ -50,13 +55,13 @@ type table struct {
 }
 
 func (t *table) cell(text string, line, col int) *node {
-	return &node{src: t.src, line: line, col: col, text: strings.TrimSpace(text), computed: true, resolved: true, size: 1}
+	return &node{src: t.src, line: int32(line), col: int32(col), text: strings.TrimSpace(text), computed: true, resolved: true, size: 1}
 }
 
-func (t *table) read(all *points, data []byte) {
+func (t *table) read(all *points, data []byte) bool {
 	if i := invalidUTF8(data); i >= 0 {
 		t.d.problem(Pos{t.src.name, 1 + bytes.Count(data[:i], []byte("\n")), 1}, "the line is not UTF-8; save the file as UTF-8")
-		return
+		return false
 	}
 	r := csv.NewReader(bytes.NewReader(data))
 	r.Comment, r.TrimLeadingSpace = '#', true
@@ -77,11 +82,14 @@ func (t *table) read(all *points, data []byte) {
 			} else {
 				t.d.problem(Pos{File: t.src.name}, "%v", err)
 			}
-			return
+			return false
 		}
 		if t.d.nodes += len(row); t.d.nodes > maxNodes {
 			t.d.problem(Pos{File: t.src.name}, "all files together have more than %d values", maxNodes)
-			return
+			return false
+		}
+		if all.full {
+			return true
 		}
 		if header == nil {
 			for i, text := range row {
@@ -93,7 +101,7 @@ func (t *table) read(all *points, data []byte) {
 			}
 			if nameAt < 0 {
 				t.d.problem(header[0].pos(), "no column is called name; the first row has the points' keys, such as name,holding,as,unit")
-				return
+				return false
 			}
 			continue
 		}
@@ -102,19 +110,20 @@ func (t *table) read(all *points, data []byte) {
 	if header == nil {
 		t.d.problem(Pos{t.src.name, 1, 1}, "the table is empty; the first row has the points' keys, such as name,holding,as,unit")
 	}
+	return header != nil
 }
 
 func (t *table) row(all *points, header []*node, nameAt int, row []string, r *csv.Reader) {
 	line, col := r.FieldPos(nameAt)
 	key := t.cell(row[nameAt], line, t.chars(line, col))
-	val := &node{src: t.src, line: line, col: 1, kind: mapping, resolved: true, size: 1}
+	val := &node{src: t.src, line: int32(line), col: 1, kind: mapping, resolved: true, size: 1}
 	for i, text := range row {
 		if i == nameAt || strings.TrimSpace(text) == "" {
 			continue
 		}
 		line, col := r.FieldPos(i)
 		cell := t.cell(text, line, t.chars(line, col))
-		if strings.HasPrefix(cell.text, "{") || strings.HasPrefix(cell.text, "[") {
+		if strings.ContainsRune("{[", rune(cell.text[0])) && !braced.MatchString(cell.text) {
 			cell = t.yaml(cell)
 		}
 		k := *header[i]

@@ -44,37 +44,32 @@ var (
 	}
 	pointKeys = map[string][]string{
 		"modbus": {"holding", "input", "coil", "discrete", "bytes", "count", "stride", "order", "range", "scale_by", "invalid", "bits", "every"},
-		"opcua":  {"node", "call", "object", "sampling"},
+		"opcua":  {"node", "call", "object"},
 		"serial": {"field", "when", "send", "expect"},
 	}
 )
 
-// elsewhere says of keys that belong to another protocol to which.
-func elsewhere(keys map[string][]string, protocol, what string) map[string]string {
-	hints := make(map[string]string)
-	for _, p := range protocols {
-		for _, key := range keys[p] {
-			if hints[key] == "" && !slices.Contains(keys[protocol], key) {
-				hints[key] = fmt.Sprintf("%s is for %s of %s adapters, this one is %s; remove it", key, what, p, protocol)
+// elsewhere says of a key that belongs to another protocol to which.
+func elsewhere(keys map[string][]string, protocol, what string) func(key string) string {
+	return func(key string) string {
+		for _, p := range protocols {
+			if p != protocol && slices.Contains(keys[p], key) && !slices.Contains(keys[protocol], key) {
+				return fmt.Sprintf("%s is for %s of %s adapters, this one is %s; remove it", key, what, p, protocol)
 			}
 		}
+		return ""
 	}
-	return hints
 }
 
 func (f *field) adapters(o *object) []Adapter {
-	if !o.there() {
-		return nil
-	}
 	var all []Adapter
-	for _, e := range o.n.entries {
-		f.checkName("the adapter", e.key, "adapter")
-		a := f.object(e.key.pos(), o.get(e.key.text), e.key.text)
-		if a.there() {
-			all = append(all, f.adapter(a, e.key.text))
+	for key, v := range o.entries() {
+		f.checkName("the adapter", key, "adapter")
+		if a := f.object(key.pos(), v, key.text); a.there() {
+			all = append(all, f.adapter(a, key.text))
 		}
 	}
-	if len(o.n.entries) == 0 {
+	if o.there() && len(o.n.entries) == 0 {
 		f.problem(o.at, "adapters is empty; add one, or remove it")
 	}
 	return all
@@ -109,9 +104,9 @@ func (f *field) adapter(o *object, name string) Adapter {
 	if len(devices.n.entries) == 0 {
 		f.problem(devices.at, "the adapter has no devices; add one")
 	}
-	for _, e := range devices.n.entries {
-		if v := devices.get(e.key.text); v != nil {
-			f.entry(&a, protocol, e.key, v)
+	for key, v := range devices.entries() {
+		if v != nil {
+			f.entry(&a, protocol, key, v)
 		}
 	}
 	return a
@@ -131,7 +126,7 @@ func (f *field) protocol(o *object) string {
 		return found[0]
 	case 0:
 		for _, e := range o.n.entries {
-			if slices.Contains(protocols, nearest(e.key.text, protocols)) && !slices.Contains([]string{"devices", "line"}, e.key.text) {
+			if nearest(e.key.text, protocols) != "" {
 				return "" // which is told as an unknown key
 			}
 		}
@@ -150,6 +145,9 @@ func (f *field) entry(a *Adapter, protocol string, key, val *node) {
 	}
 	taken := false
 	f.each(key, val, []string{"points", "alerts", "actions"}, func(i int, id string, v *node) {
+		if f.distinct > maxPoints || f.steps > maxWork {
+			return // which is told
+		}
 		if f.devices++; f.devices > maxDevices {
 			if f.devices == maxDevices+1 {
 				f.problem(key.pos(), "more than %d devices; run a second gateway for the others", maxDevices)
@@ -167,7 +165,7 @@ func (f *field) entry(a *Adapter, protocol string, key, val *node) {
 		switch first, there := f.ids[id]; {
 		case there && !taken:
 			taken = true
-			f.problem(key.pos(), "the device id %s is taken already, at %s; choose another", quote(id), first)
+			f.problem(key.pos(), "the device id %s is taken already, %s; choose another", quote(id), first.from(key.pos()))
 		case id == f.gateway.ID && !taken:
 			taken = true
 			f.problem(key.pos(), "the device id %s is that of the gateway; choose another", quote(id))
@@ -182,16 +180,16 @@ func (f *field) entry(a *Adapter, protocol string, key, val *node) {
 func (f *field) device(a *Adapter, protocol string, key *node, id string, v *node) Device {
 	v = f.expandPoints(v)
 	own := f.object(key.pos(), v, id)
-	dev := Device{Pos: key.pos(), ID: id}
+	dev := Device{Pos: key.pos(), ID: id, broken: true}
 	body, same := v, ""
 	if name := own.text("profile", ""); name != "" {
 		p := f.profiles[name]
 		if p == nil {
-			f.problem(own.valuePos("profile"), "there is no profile %s%s; add it under profiles:", quote(name), suggest(name, keysOf(f.profiles)))
+			f.problem(own.valuePos("profile"), "there is no profile %s%s; add it under profiles:", quote(name), suggestKey(f.decoder, name, f.profiles))
 			return dev
 		}
 		p.used = true
-		if p.body == nil {
+		if p.body == nil || !f.work(len(p.body.entries), key.pos()) || own.has("points") && !f.work(int(p.body.size), key.pos()) {
 			return dev
 		}
 		dev.Profile = name
@@ -220,6 +218,7 @@ func (f *field) device(a *Adapter, protocol string, key *node, id string, v *nod
 // alike, if it is not empty, and the keys that matter to points are the same
 // share their points.
 func (f *field) deviceBody(o *object, a *Adapter, protocol string, dev *Device, alike string) {
+	dev.broken = false
 	dev.Type = f.name(o, "type")
 	dev.badType = dev.Type == "" && o.has("type")
 	dev.Zone = f.name(o, "zone")
@@ -281,6 +280,10 @@ func dump(n *node, keys ...string) string {
 
 func (d *decoder) tags(o *object) map[string]string {
 	if !o.there() {
+		return nil
+	}
+	if len(o.n.entries) > maxTags {
+		d.problem(o.at, "more than %d tags; remove some", maxTags)
 		return nil
 	}
 	tags := make(map[string]string, len(o.n.entries))

@@ -19,7 +19,7 @@ type Options struct {
 // warnings last.
 func Load(path string, o Options) (*Config, []Problem) {
 	d := newDecoder(o)
-	data, err := readFile(path, maxFile)
+	data, err := readFile(path, maxFile, true)
 	if err != nil {
 		d.problem(Pos{}, "%v", plainError(err))
 		return nil, d.sorted()
@@ -42,6 +42,8 @@ func newDecoder(o Options) *decoder {
 	d := &decoder{
 		getenv: o.Getenv,
 		told:   make(map[Problem]bool),
+		veiled: make(map[Pos]*node),
+		whole:  make(map[Pos]string),
 		order:  make(map[string]int),
 		texts:  make(map[string]string),
 	}
@@ -57,8 +59,15 @@ func (d *decoder) load(name string, data []byte, o Options) (*Config, []Problem)
 		return nil, d.sorted()
 	}
 	d.src = root.src
-	d.resolve(root.value("vars"), nil)
-	d.resolve(root, root.value("vars"))
+	vars := root.value("vars")
+	d.resolve(vars)
+	d.vars = make(map[string]*node)
+	if vars != nil {
+		for _, e := range vars.entries {
+			d.vars[e.key.text] = e.val
+		}
+	}
+	d.resolve(root)
 	c := d.site(root, o)
 	if d.errors > 0 {
 		return nil, d.sorted()
@@ -112,7 +121,7 @@ func (d *decoder) include(name string, data []byte, under []string) *node {
 		d.problem(n.pos(), "expected a map with keys such as adapters:, found %s", n.what())
 		return nil
 	}
-	if d.nodes += n.size; d.nodes > maxNodes {
+	if d.nodes += int(n.size); d.nodes > maxNodes {
 		d.problem(n.pos(), "the site file and its includes have together more than %d values", maxNodes)
 		return nil
 	}
@@ -120,7 +129,7 @@ func (d *decoder) include(name string, data []byte, under []string) *node {
 	if list == nil {
 		return n
 	}
-	d.resolve(list, nil) // variables are known only when all is merged
+	d.resolve(list) // variables are known only when all is merged
 	var base *node
 	for _, p := range d.object(n.pos(), n, "").texts("include", true) {
 		part := d.includeFile(name, d.abs(n.src, p), p, list, append(under, abs))
@@ -163,7 +172,7 @@ func (d *decoder) includeFile(by, path, p string, list *node, under []string) *n
 		d.problem(at, "include: more than %d files", maxFiles)
 		return nil
 	}
-	data, err := readFile(path, maxFile)
+	data, err := readFile(path, maxFile, false)
 	if err != nil {
 		d.problem(at, "include: %v", plainError(err))
 		return nil

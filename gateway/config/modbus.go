@@ -3,7 +3,6 @@ package config
 import (
 	"cmp"
 	"fmt"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -176,26 +175,14 @@ func (k *kitReader) modbusPoint(o *object, n *node) (*ModbusPoint, shape) {
 		p.Table = t
 	}
 	if p.Table == "" {
-		o.needOneOf(tables, "the point does not say where it is; add holding:, input:, coil: or discrete:")
+		o.needOneOf(tables, k.misplaced(), "the point does not say where it is; add holding:, input:, coil: or discrete:")
 	}
 	bits := p.Table == "coil" || p.Table == "discrete"
 	s := k.modbusType(o, p, bits)
-	if o.has("count") {
-		p.Count = o.int("count", 0, 1, 65_536)
-	}
+	p.Count = o.int("count", 0, 1, 65_536)
 	span := k.span(o, p, bits)
 	k.address(o, p, n, span)
 	return p, s
-}
-
-// needOneOf reports that none of the keys is there, unless one is misspelt.
-func (o *object) needOneOf(keys []string, text string) {
-	for _, e := range o.n.entries {
-		if slices.Contains(keys, nearest(e.key.text, o.known)) && !slices.Contains(o.known, e.key.text) {
-			return
-		}
-	}
-	o.d.problem(o.at, "%s", text)
 }
 
 // modbusType reads what the registers hold.
@@ -203,7 +190,7 @@ func (k *kitReader) modbusType(o *object, p *ModbusPoint, bits bool) shape {
 	if bits {
 		p.As = o.enum("as", "bool", types...)
 		if p.As != "bool" {
-			k.problem(o.valuePos("as"), "as: a %s is a bool, not a %s; remove it", p.Table, p.As)
+			k.problem(o.valuePos("as"), "as: a %s is a bool, not %s; remove it", p.Table, article(p.As))
 		}
 		if o.has("bytes") {
 			k.problem(o.pos("bytes"), "bytes is the length of a string, but a %s is a bool; remove it", p.Table)
@@ -299,7 +286,8 @@ func (k *kitReader) address(o *object, p *ModbusPoint, n *node, span int) {
 	}
 	last := at + max(span, 1) - 1
 	if n.ranged && !v.stepped {
-		at, last = at+n.step*stride, last+n.step*stride
+		move := int(n.step) * stride
+		at, last = at+move, last+move
 	}
 	if last > 65_535 {
 		k.problem(v.pos(), "%s: the value goes past the last %s, 65535%s; choose a lower address", p.Table, what, map[bool]string{true: " on the wire"}[k.addressing != "zero"])
@@ -359,7 +347,7 @@ func (d *decoder) checkBuses(c *Config) {
 		a := &c.Adapters[i]
 		port := a.port()
 		if first := ports[port]; port != "" && first != nil {
-			d.problem(a.Pos, "the adapter %s has the port %s already, in line %d; put the devices of one line in one adapter", quote(first.Name), port, first.Pos.Line)
+			d.problem(a.Pos, "the adapter %s has the port %s already, %s; put the devices of one line in one adapter", quote(first.Name), port, first.Pos.from(a.Pos))
 			continue
 		}
 		ports[port] = a
@@ -380,7 +368,7 @@ func (d *decoder) checkBuses(c *Config) {
 			}
 			if !told[dev.Pos] {
 				told[dev.Pos] = true
-				d.problem(dev.Pos, "the device %s has unit %d at %s already, in line %d; give this one its own unit_id, or make one device of both", quote(first.ID), dev.UnitID, dev.Address, first.Pos.Line)
+				d.problem(dev.Pos, "the device %s has unit %d at %s already, %s; give this one its own unit_id, or make one device of both", quote(first.ID), dev.UnitID, dev.Address, first.Pos.from(dev.Pos))
 			}
 		}
 	}

@@ -47,6 +47,7 @@ func (d *decoder) opcuaSecurity(o *object, u *OPCUA) {
 	switch {
 	case n != nil && (n.text == "Basic128Rsa15" || n.text == "Basic256"):
 		d.problem(n.pos(), "policy: %s is broken; use Basic256Sha256", n.text)
+		u.Policy = ""
 	case n != nil:
 		u.Policy = o.enum("policy", "", securityPolicies...)
 	}
@@ -112,7 +113,7 @@ func (k *kitReader) opcuaPoint(o *object) (*OPCUAPoint, shape) {
 		o.need("object", "call needs object: with the node that has the method")
 		return p, shape{fixed: true, why: "a method"}
 	case !o.has("node"):
-		o.needOneOf([]string{"node", "call"}, "the point does not say where it is; add node:, or call: for a method")
+		o.needOneOf([]string{"node", "call"}, k.misplaced(), "the point does not say where it is; add node:, or call: for a method")
 	}
 	if o.has("object") && !o.has("call") {
 		k.problem(o.pos("object"), "object is for methods; remove it, or write call: instead of node:")

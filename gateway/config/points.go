@@ -19,6 +19,14 @@ type kitReader struct {
 
 	// OPC UA
 	base string
+
+	scales []scale
+}
+
+// scale is a point that another one scales.
+type scale struct {
+	point, by string
+	at        Pos
 }
 
 // shape is what kind of value a point has, which decides what can be done with it.
@@ -37,34 +45,37 @@ func (k *kitReader) read(o *object) *kit {
 		if len(list.n.entries) == 0 && !list.n.broken {
 			k.problem(list.at, "points is empty; add what to read")
 		}
-		kit.points = make([]Point, 0, len(list.n.entries))
-		for _, e := range list.n.entries {
-			if k.distinct++; k.distinct > maxPoints {
-				if k.distinct == maxPoints+1 {
-					k.problem(list.at, "more than %d different points; put what is alike in a profile", maxPoints)
-				}
-				break
-			}
-			list.known = append(list.known, e.key.text)
-			v := list.get(e.key.text)
-			k.checkName("the point", e.key, "point")
-			p := k.object(e.key.pos(), v, e.key.text)
-			if p.there() {
-				kit.points = append(kit.points, k.point(p, e.key.text, v))
-			} else {
-				kit.points = append(kit.points, Point{Pos: e.key.pos(), Name: e.key.text, broken: true})
-			}
+		kit.points = make([]Point, 0, min(len(list.n.entries), maxPoints))
+	}
+	for key, v := range list.entries() {
+		if !k.count(key.pos()) {
+			break
+		}
+		k.checkName("the point", key, "point")
+		if p := k.object(key.pos(), v, key.text); p.there() {
+			kit.points = append(kit.points, k.point(p, key.text, v))
+		} else {
+			kit.points = append(kit.points, Point{Pos: key.pos(), Name: key.text, broken: true})
 		}
 	}
 	points := make(map[string]*Point, len(kit.points))
 	for i := range kit.points {
 		points[kit.points[i].Name] = &kit.points[i]
 	}
-	k.checkScales(list, points)
+	k.checkScales(points)
 	known := list.there() && !list.n.broken
 	kit.alerts = k.alerts(o.object("alerts"), points, known)
 	kit.actions = k.actions(o.object("actions"), points, known)
 	return &kit
+}
+
+// count counts a point, an alert or a step of an action against what all devices
+// may have, and reports whether there is room.
+func (k *kitReader) count(at Pos) bool {
+	if k.distinct++; k.distinct == maxPoints+1 {
+		k.problem(at, "more than %d different points; put what is alike in a profile", maxPoints)
+	}
+	return k.distinct <= maxPoints
 }
 
 // point decodes one.
@@ -96,8 +107,13 @@ func (k *kitReader) point(o *object, name string, n *node) Point {
 			k.problem(w.at, "write: %s cannot be written; remove it", s.why)
 		}
 	}
-	o.done(elsewhere(pointKeys, k.protocol, "points"))
+	o.done(k.misplaced())
 	return p
+}
+
+// misplaced says of the key of a point that belongs to another protocol to which.
+func (k *kitReader) misplaced() func(key string) string {
+	return elsewhere(pointKeys, k.protocol, "points")
 }
 
 // conversion decodes how a raw number becomes a value.
@@ -113,7 +129,9 @@ func (k *kitReader) conversion(o *object, p *Point, s shape) {
 	arithmetic := []string{"scale", "offset", "decimals"}
 	if k.protocol == "modbus" {
 		arithmetic = append(arithmetic, "range", "scale_by")
-		p.ScaleBy = o.text("scale_by", "")
+		if p.ScaleBy = o.text("scale_by", ""); p.ScaleBy != "" {
+			k.scales = append(k.scales, scale{p.Name, p.ScaleBy, o.valuePos("scale_by")})
+		}
 		p.Range = k.valueRange(o.object("range"))
 		p.Bits = k.bits(o.object("bits"), s)
 		for _, n := range o.list("invalid", true) {
@@ -188,7 +206,6 @@ func (d *decoder) bits(o *object, s shape) []Bit {
 	var all []Bit
 	names := make(map[string]bool)
 	for _, e := range o.n.entries {
-		o.known = append(o.known, e.key.text)
 		num, err := parseNumber(e.key)
 		i, ok := num.Int64()
 		name, named := d.text(e.val, "bits")
@@ -288,24 +305,17 @@ func (d *decoder) write(o *object) *Write {
 }
 
 // checkScales reports scale_by that names no fitting point.
-func (k *kitReader) checkScales(list *object, points map[string]*Point) {
-	for _, p := range points {
-		if p.ScaleBy == "" {
-			continue
-		}
-		at := p.Pos
-		if v := list.n.value(p.Name).value("scale_by"); v != nil {
-			at = v.pos()
-		}
-		other := points[p.ScaleBy]
+func (k *kitReader) checkScales(points map[string]*Point) {
+	for _, s := range k.scales {
+		other := points[s.by]
 		switch {
 		case other == nil:
-			k.problem(at, "scale_by: the device has no point %s%s", quote(p.ScaleBy), suggest(p.ScaleBy, keysOf(points)))
-		case other == p:
-			k.problem(at, "scale_by: the point cannot scale itself; name the one that has the power of ten")
+			k.problem(s.at, "scale_by: the device has no point %s%s", quote(s.by), suggestKey(k.decoder, s.by, points))
+		case s.by == s.point:
+			k.problem(s.at, "scale_by: the point cannot scale itself; name the one that has the power of ten")
 		case other.broken:
 		case other.text() || other.ScaleBy != "" || other.Modbus != nil && (strings.HasPrefix(other.Modbus.As, "float") || other.Modbus.Count > 0):
-			k.problem(at, "scale_by: the point %s is no plain integer; name the one that has the power of ten", quote(p.ScaleBy))
+			k.problem(s.at, "scale_by: the point %s is no plain integer; name the one that has the power of ten", quote(s.by))
 		}
 	}
 }

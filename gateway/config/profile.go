@@ -12,7 +12,9 @@ type profile struct {
 	body   *node // without params, its points in one map with their ranges expanded
 	params []param
 	used   bool
-	filled map[string]*node // bodies by what was put in
+
+	last     *node // the body that was filled last
+	lastSame string
 }
 
 // param is a parameter that a device fills in.
@@ -24,15 +26,11 @@ type param struct {
 
 func (d *decoder) profiles(o *object) map[string]*profile {
 	all := make(map[string]*profile)
-	if !o.there() {
-		return all
-	}
-	for _, e := range o.n.entries {
-		name := e.key.text
-		d.checkName("the profile", e.key, "profile")
-		p := &profile{key: e.key, filled: make(map[string]*node)}
-		all[name] = p
-		b := d.object(e.key.pos(), o.get(name), name)
+	for key, v := range o.entries() {
+		d.checkName("the profile", key, "profile")
+		p := &profile{key: key}
+		all[key.text] = p
+		b := d.object(key.pos(), v, key.text)
 		if !b.there() {
 			continue
 		}
@@ -43,16 +41,17 @@ func (d *decoder) profiles(o *object) map[string]*profile {
 }
 
 func (d *decoder) params(o *object) []param {
-	if !o.there() {
-		return nil
-	}
 	var all []param
-	for _, e := range o.n.entries {
-		name := e.key.text
-		if !paramName.MatchString(name) || name == "value" {
-			d.problem(e.key.pos(), "the parameter %s: use letters, digits and hyphens, and not \"value\"", quote(name))
+	for key, v := range o.entries() {
+		name := key.text
+		if len(all) == maxTags {
+			d.problem(key.pos(), "more than %d parameters; remove some", maxTags)
+			break
 		}
-		b := d.object(e.key.pos(), o.get(name), name)
+		if !paramName.MatchString(name) || name == "value" {
+			d.problem(key.pos(), "the parameter %s: use letters, digits and hyphens, and not \"value\"", quote(name))
+		}
+		b := d.object(key.pos(), v, name)
 		p := param{name: name, as: b.enum("as", "string", "int", "float", "string"), def: b.scalar("default", "a value")}
 		if p.def != nil && !d.checkParam(p, p.def) {
 			p.def = d.breakNode(p.def, "default: expected %s, found %s", paramKinds[p.as], p.def.quote())
@@ -120,10 +119,10 @@ func (d *decoder) with(o *object, name string, p *profile, at Pos) (values map[s
 
 // fill puts the values in: every "{name}" in the body becomes that of name.
 func (d *decoder) fill(p *profile, values map[string]*node, same string) *node {
-	if body, ok := p.filled[same]; ok {
-		return body
+	if p.last != nil && p.lastSame == same {
+		return p.last // devices that are alike mostly follow one another
 	}
-	if !d.work(p.body.size, p.key.pos()) {
+	if !d.work(int(p.body.size), p.key.pos()) {
 		return p.body
 	}
 	put := func(strict bool) func(*node) *node {
@@ -134,7 +133,7 @@ func (d *decoder) fill(p *profile, values map[string]*node, same string) *node {
 	for i, e := range body.entries {
 		body.entries[i].val = e.val.rewrite(put(e.key.text == "points"))
 	}
-	p.filled[same] = &body
+	p.last, p.lastSame = &body, same
 	return &body
 }
 
@@ -164,7 +163,7 @@ func (d *decoder) put(n *node, values map[string]*node, strict bool) *node {
 	})
 	switch {
 	case unknown != "" && strict:
-		return d.breakNode(n, "the profile has no parameter %s%s; add it under params:", quote(unknown), suggest(unknown, keysOf(values)))
+		return d.breakNode(n, "the profile has no parameter %s%s; add it under params:", quote(unknown), suggestKey(d, unknown, values))
 	case !changed:
 		return n
 	case !broken && (len(text) > maxText || !d.spend(len(text))):
@@ -172,6 +171,9 @@ func (d *decoder) put(n *node, values map[string]*node, strict bool) *node {
 	}
 	c := *n
 	c.text, c.written, c.broken, c.plain, c.computed = text, written, broken, false, true
+	if written != "" {
+		d.veiled[c.pos()] = &c
+	}
 	return &c
 }
 
@@ -189,7 +191,7 @@ func (d *decoder) expandPoints(body *node) *node {
 	if table != nil {
 		key = table.key
 		if path := o.path("points_file"); path != "" {
-			d.readPoints(&all, table.val, path)
+			all.n.broken = !d.readPoints(&all, table.val, path)
 		} else {
 			all.n.broken = true
 		}
@@ -213,6 +215,7 @@ func (d *decoder) expandPoints(body *node) *node {
 	k := *key
 	k.text = "points"
 	out.entries = append(out.entries, entry{&k, all.n})
+	out.size += all.n.size
 	return out
 }
 
@@ -220,22 +223,34 @@ func (d *decoder) expandPoints(body *node) *node {
 type points struct {
 	n     *node
 	index map[string]int // of the names in n's entries
+	full  bool
 }
 
 // addPoint adds a point, or those of a range.
 func (d *decoder) addPoint(all *points, key, val *node) {
+	if all.full {
+		return
+	}
 	twice := false
 	d.each(key, val, nil, func(i int, name string, v *node) {
+		if all.full || !d.work(1, key.pos()) {
+			return
+		}
 		if at, there := all.index[name]; there {
 			if !twice {
-				d.problem(key.pos(), "the point %s is there already, in line %d; choose another name", quote(name), all.n.entries[at].key.line)
+				d.problem(key.pos(), "the point %s is there already, %s; choose another name", quote(name), all.n.entries[at].key.pos().from(key.pos()))
 			}
 			twice = true
 			return
 		}
+		if len(all.n.entries) >= maxDevicePoints {
+			all.full = true
+			d.problem(key.pos(), "more than %d points in one device; make several of it", maxDevicePoints)
+			return
+		}
 		k, c := *key, *v
 		k.text = name
-		c.ranged, c.step = name != key.text, i
+		c.ranged, c.step = name != key.text, int32(i)
 		all.index[name] = len(all.n.entries)
 		all.n.entries = append(all.n.entries, entry{&k, &c})
 		all.n.size += 1 + v.size

@@ -2,17 +2,14 @@ package config
 
 import (
 	"fmt"
-	"regexp"
 	"strconv"
 	"strings"
 )
 
-// A range in a name, {0003..0050}, makes one of it for each number. Ranges in
-// the values below that name step with it.
-var rangeForm = regexp.MustCompile(`\{([0-9]+)\.\.([0-9]+)\}`)
-
-// span is a range of numbers.
+// span is a range of numbers in a text. In a name, {0003..0050} makes one of it
+// for each number, and ranges in the values below that name step with it.
 type span struct {
+	start, end  int // where it stands in the text
 	first, last int
 	width       int // digits to write; 0 is as many as it takes
 }
@@ -20,22 +17,12 @@ type span struct {
 func (s span) count() int { return s.last - s.first + 1 }
 
 // at is the text of the i-th number.
-func (s span) at(i int) string { return fmt.Sprintf("%0*d", s.width, s.first+i) }
-
-func parseSpan(text, first, last string) (span, error) {
-	a, errA := strconv.Atoi(first)
-	b, errB := strconv.Atoi(last)
-	switch {
-	case errA != nil || errB != nil || b-a >= maxRange:
-		return span{}, fmt.Errorf("the range %s is longer than %d", text, maxRange)
-	case b < a:
-		return span{}, fmt.Errorf("the range %s runs backwards; write {%s..%s}", text, last, first)
+func (s span) at(i int) string {
+	n := strconv.Itoa(s.first + i)
+	if len(n) < s.width {
+		n = strings.Repeat("0", s.width-len(n)) + n
 	}
-	s := span{first: a, last: b}
-	if first[0] == '0' && len(first) > 1 {
-		s.width = len(first)
-	}
-	return s, nil
+	return n
 }
 
 // spansIn are the ranges in a text.
@@ -44,23 +31,61 @@ func spansIn(text string) ([]span, error) {
 		return nil, nil
 	}
 	var spans []span
-	for _, m := range rangeForm.FindAllStringSubmatch(text, -1) {
-		s, err := parseSpan(m[0], m[1], m[2])
+	for i := 0; i < len(text); {
+		open := strings.IndexByte(text[i:], '{')
+		if open < 0 {
+			break
+		}
+		open += i
+		i = open + 1
+		length := strings.IndexByte(text[i:], '}')
+		if length < 0 {
+			break
+		}
+		first, last, ok := strings.Cut(text[i:i+length], "..")
+		if !ok || !allDigits(first) || !allDigits(last) {
+			continue
+		}
+		i += length + 1
+		s, err := newSpan(first, last)
 		if err != nil {
 			return nil, err
 		}
+		s.start, s.end = open, i
 		spans = append(spans, s)
 	}
 	return spans, nil
 }
 
+func allDigits(s string) bool { return s != "" && strings.Trim(s, "0123456789") == "" }
+
+func newSpan(first, last string) (span, error) {
+	a, errA := strconv.Atoi(first)
+	b, errB := strconv.Atoi(last)
+	switch {
+	case errA != nil || errB != nil || b-a >= maxRange:
+		return span{}, fmt.Errorf("the range {%s..%s} is longer than %d", first, last, maxRange)
+	case b < a:
+		return span{}, fmt.Errorf("the range {%s..%s} runs backwards; write {%s..%s}", first, last, last, first)
+	}
+	s := span{first: a, last: b}
+	if first[0] == '0' && len(first) > 1 {
+		s.width = len(first)
+	}
+	return s, nil
+}
+
 // stepText is text with each of its ranges replaced by the i-th number.
 func stepText(text string, spans []span, i int) string {
-	k := -1
-	return rangeForm.ReplaceAllStringFunc(text, func(string) string {
-		k++
-		return spans[k].at(i)
-	})
+	var b strings.Builder
+	done := 0
+	for _, s := range spans {
+		b.WriteString(text[done:s.start])
+		b.WriteString(s.at(i))
+		done = s.end
+	}
+	b.WriteString(text[done:])
+	return b.String()
 }
 
 // each calls f for every name that key stands for, with its value. The values
@@ -128,7 +153,7 @@ func (d *decoder) each(key, val *node, except []string, f func(i int, name strin
 				return &c
 			})
 		}
-		if i > 0 && !d.work(val.size, key.pos()) {
+		if count > 1 && !d.work(int(val.size), key.pos()) {
 			return
 		}
 		f(i, name, v)

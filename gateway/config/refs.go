@@ -11,16 +11,16 @@ import (
 
 // resolve replaces the references in n and below, in place: ${env:NAME},
 // ${env:NAME:-default}, ${file:PATH} and ${var:NAME}; "$${" is a "${" itself.
-func (d *decoder) resolve(n *node, vars *node) {
+func (d *decoder) resolve(n *node) {
 	if n == nil || n.resolved {
 		return
 	}
 	n.resolved = true
 	for _, e := range n.entries {
-		d.resolve(e.val, vars)
+		d.resolve(e.val)
 	}
 	for _, it := range n.items {
-		d.resolve(it, vars)
+		d.resolve(it)
 	}
 	if n.kind != scalar || n.broken || !strings.Contains(n.text, "${") {
 		return
@@ -44,7 +44,7 @@ func (d *decoder) resolve(n *node, vars *node) {
 			d.refuse(n, "%s: a reference has no }; write ${env:NAME}, ${file:PATH} or ${var:NAME}", quote(written))
 			return
 		}
-		text, ok := d.reference(n, ref, vars)
+		text, ok := d.reference(n, ref)
 		if !ok {
 			n.broken = true
 			return
@@ -55,7 +55,7 @@ func (d *decoder) resolve(n *node, vars *node) {
 		}
 		out.WriteString(text)
 		if after == "" && strings.HasPrefix(ref, "file:") && i == 0 && rest == written {
-			n.file = d.abs(n.src, ref[len("file:"):])
+			d.whole[n.pos()] = d.abs(n.src, ref[len("file:"):])
 		}
 		if !strings.HasPrefix(ref, "var:") {
 			n.written = written
@@ -63,10 +63,13 @@ func (d *decoder) resolve(n *node, vars *node) {
 		rest = after
 	}
 	n.text, n.plain, n.computed = out.String(), false, true
+	if n.written != "" {
+		d.veiled[n.pos()] = n
+	}
 }
 
 // reference is what stands for one reference. What is wrong with it is reported.
-func (d *decoder) reference(n *node, ref string, vars *node) (string, bool) {
+func (d *decoder) reference(n *node, ref string) (string, bool) {
 	scheme, name, _ := strings.Cut(ref, ":")
 	switch scheme {
 	case "env":
@@ -86,19 +89,17 @@ func (d *decoder) reference(n *node, ref string, vars *node) (string, bool) {
 		}
 		return text, ok
 	case "file":
-		text, err := d.readText(d.abs(n.src, name))
+		text, err := d.fileText(d.abs(n.src, name))
 		if err != nil {
 			d.problem(n.pos(), "%s: %v", quote("${"+ref+"}"), plainError(err))
 		}
 		return text, err == nil
 	case "var":
-		v := vars.value(name)
+		v := d.vars[name]
 		switch {
 		case v == nil:
-			d.problem(n.pos(), "there is no variable %s%s; add it under vars:", quote(name), suggest(name, vars.keys()))
-		case v.kind != scalar:
-			d.problem(n.pos(), "the variable %s is %s; only text can be put in", quote(name), v.what())
-		case !v.broken:
+			d.problem(n.pos(), "there is no variable %s%s; add it under vars:", quote(name), suggestKey(d, name, d.vars))
+		case v.kind == scalar && !v.broken: // else it is reported itself
 			if v.written != "" && n.written == "" {
 				n.written = n.text
 			}
@@ -110,18 +111,6 @@ func (d *decoder) reference(n *node, ref string, vars *node) (string, bool) {
 	return "", false
 }
 
-// keys are those of a map.
-func (n *node) keys() []string {
-	if n == nil {
-		return nil
-	}
-	keys := make([]string, len(n.entries))
-	for i, e := range n.entries {
-		keys[i] = e.key.text
-	}
-	return keys
-}
-
 // abs is a path as the file that has it means it.
 func (d *decoder) abs(src *source, path string) string {
 	if filepath.IsAbs(path) {
@@ -130,12 +119,12 @@ func (d *decoder) abs(src *source, path string) string {
 	return filepath.Join(src.dir, path)
 }
 
-// readText reads a small file for ${file:}.
-func (d *decoder) readText(path string) (string, error) {
+// fileText reads a small file for ${file:}.
+func (d *decoder) fileText(path string) (string, error) {
 	if text, ok := d.texts[path]; ok {
 		return text, nil
 	}
-	text, err := readSecret(path)
+	text, err := readText(path)
 	if err != nil {
 		return "", err
 	}
@@ -144,9 +133,9 @@ func (d *decoder) readText(path string) (string, error) {
 	return text, nil
 }
 
-// readSecret reads a file of which the text without its last newline counts.
-func readSecret(path string) (string, error) {
-	data, err := readFile(path, maxText)
+// readText reads a file of which the text without its last newlines counts.
+func readText(path string) (string, error) {
+	data, err := readFile(path, maxText, false)
 	if err != nil {
 		return "", err
 	}
@@ -156,14 +145,18 @@ func readSecret(path string) (string, error) {
 	return strings.TrimRight(string(data), "\r\n"), nil
 }
 
-// readFile reads a regular file of at most so many bytes.
-func readFile(path string, most int64) ([]byte, error) {
+// readFile reads a file of at most so many bytes. What is no regular file, but a
+// pipe, is read only if it may be one: it could keep us waiting for ever.
+func readFile(path string, most int64, pipe bool) ([]byte, error) {
 	info, err := os.Stat(path)
 	if err != nil {
 		return nil, err
 	}
 	if info.IsDir() {
 		return nil, fmt.Errorf("%s is a folder", path)
+	}
+	if !info.Mode().IsRegular() && !pipe {
+		return nil, fmt.Errorf("%s is no regular file", path)
 	}
 	if info.Mode().IsRegular() && info.Size() > most {
 		return nil, fmt.Errorf("%s is larger than %d KiB", path, most>>10)

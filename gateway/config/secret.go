@@ -24,7 +24,11 @@ func (s Secret) Read() (string, error) {
 	if s.file == "" {
 		return s.text, nil
 	}
-	return readSecret(s.file)
+	text, err := readText(s.file)
+	if err == nil && text == "" {
+		err = fmt.Errorf("%s is empty", s.file)
+	}
+	return text, err
 }
 
 const hidden = "***"

@@ -115,7 +115,7 @@ func (k *kitReader) serialPoint(o *object) (*SerialPoint, shape) {
 		}
 		return p, shape{why: "a thing to send"}
 	case !o.has("field"):
-		o.needOneOf([]string{"field", "send"}, "the point does not say what it is; add field: to read, or send: to tell the device something")
+		o.needOneOf([]string{"field", "send"}, k.misplaced(), "the point does not say what it is; add field: to read, or send: to tell the device something")
 	case p.Field != "":
 		k.checkField(o, p.Field)
 	}

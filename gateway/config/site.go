@@ -24,7 +24,7 @@ func (d *decoder) site(root *node, o Options) *Config {
 	s := d.object(root.pos(), root, "")
 	s.known = append(s.known, "include")
 	c := &Config{root: root}
-	d.vars(s.object("vars"))
+	d.checkVars(s.object("vars"))
 	c.Gateway = d.gateway(s.object("gateway"), o)
 	if s.has("http") {
 		c.HTTP = d.http(s.object("http"))
@@ -45,21 +45,17 @@ func (d *decoder) site(root *node, o Options) *Config {
 	if !s.has("adapters") && !s.has("broker") && d.errors == 0 {
 		d.problem(root.pos(), "there is nothing to do; add adapters: with a device, or broker:")
 	}
+	d.checkListeners(c)
 	d.checkBuses(c)
 	d.checkBridges(c)
 	c.Files = d.files
 	return c
 }
 
-// vars checks the variables; resolve puts them in.
-func (d *decoder) vars(o *object) {
-	if !o.there() {
-		return
-	}
-	for _, e := range o.n.entries {
-		if !e.val.broken && (e.val.kind != scalar || e.val.isNull()) {
-			d.problem(e.val.pos(), "the variable %s: expected text or a number, found %s", quote(e.key.text), e.val.what())
-		}
+// checkVars checks the variables; resolve has put them in.
+func (d *decoder) checkVars(o *object) {
+	for key, v := range o.entries() {
+		d.scalar(v, key.text, "text or a number")
 	}
 }
 
@@ -76,7 +72,7 @@ func (d *decoder) gateway(o *object, opts Options) Gateway {
 		g.ID = hostName(opts.Hostname)
 	}
 	if g.DataDir == "" {
-		g.DataDir = d.abs(d.root(o), "data")
+		g.DataDir = d.abs(d.src, "data")
 	}
 	log := o.object("log")
 	switch log.enum("level", "info", "debug", "info", "warn", "error") {
@@ -181,8 +177,7 @@ func (d *decoder) payload(o *object) Payload {
 		t := parse.New("template")
 		t.Mode = parse.SkipFuncCheck
 		if _, err := t.Parse(p.Template, "", "", map[string]*parse.Tree{}); err != nil {
-			text := strings.TrimPrefix(err.Error(), "template: ")
-			d.problem(o.valuePos("template"), "template: %s", strings.TrimPrefix(text, "template:"))
+			d.problem(o.valuePos("template"), "template: line %s", strings.TrimPrefix(err.Error(), "template: template:"))
 		}
 	case p.Template != "" && o.has("template"):
 		d.problem(o.pos("template"), "template is not used by format: %s; write format: template, or remove it", p.Format)
@@ -211,56 +206,46 @@ func (d *decoder) alarms(o *object) Alarms {
 			d.problem(o.valuePos("webhook"), "webhook: expected a URL such as https://ops.example.com/hook")
 		}
 	}
-	if all := o.object("thresholds"); all.there() {
-		for _, e := range all.n.entries {
-			all.known = append(all.known, e.key.text)
-			d.checkName("the alarm", e.key, "alarm")
-			t := d.object(e.key.pos(), all.get(e.key.text), e.key.text)
-			th := Threshold{Pos: e.key.pos(), Alarm: e.key.text, Warning: t.level("warning"), Critical: t.level("critical")}
-			if w, c := th.Warning, th.Critical; w != nil && c != nil && w.kind() != c.kind() {
-				d.problem(t.valuePos("critical"), "critical: it is %s, but warning is %s; write both the same way", c.kind(), w.kind())
-			}
-			t.done()
-			a.Thresholds = append(a.Thresholds, th)
+	for key, v := range o.object("thresholds").entries() {
+		d.checkName("the alarm", key, "alarm")
+		t := d.object(key.pos(), v, key.text)
+		th := Threshold{Pos: key.pos(), Alarm: key.text}
+		var warning, critical string
+		th.Warning, warning = t.level("warning")
+		th.Critical, critical = t.level("critical")
+		if warning != "" && critical != "" && warning != critical {
+			d.problem(t.valuePos("critical"), "critical: it is %s, but warning is %s; write both the same way", critical, warning)
 		}
+		t.done()
+		a.Thresholds = append(a.Thresholds, th)
 	}
 	o.done()
 	return a
 }
 
-// level reads a threshold: "80%", 60s or 1000.
-func (o *object) level(key string) *Level {
+// level reads a threshold: "80%", 60s or 1000. It says which of these it is.
+func (o *object) level(key string) (l *Level, what string) {
 	n := o.scalar(key, "a share, a duration or a number")
 	if n == nil {
-		return nil
+		return nil, ""
 	}
 	if share, ok := strings.CutSuffix(n.text, "%"); ok {
 		f, err := strconv.ParseFloat(strings.TrimSpace(share), 64)
 		if err != nil || !(f >= 0 && f <= 100) {
 			o.d.problem(n.pos(), "%s: %s is no share between 0%% and 100%%", key, n.quote())
-			return nil
+			return nil, ""
 		}
-		return &Level{Share: f / 100}
+		return &Level{Share: f / 100}, "a share"
 	}
 	if num, err := parseNumber(n); err == nil {
 		if f := num.Float64(); f >= 0 && !math.IsInf(f, 0) {
-			return &Level{Count: f}
+			return &Level{Count: f}, "a number"
 		}
 	} else if v, err := parseDuration(n.text); err == nil {
-		return &Level{Duration: v}
+		return &Level{Duration: v}, "a duration"
 	}
 	o.d.problem(n.pos(), "%s: %s is no threshold; write one such as 80%%, 60s or 1000", key, n.quote())
-	return nil
-}
-
-func (l *Level) kind() string {
-	switch {
-	case l.Share != 0:
-		return "a share"
-	case l.Duration != 0:
-		return "a duration"
-	}
-	return "a number"
+	return nil, ""
 }
 
 // classes in the order of their importance.
@@ -309,14 +294,6 @@ func (o *object) posIfThere() Pos {
 		return o.at
 	}
 	return Pos{}
-}
-
-// root is the source of a section, or of the site file if there is no section.
-func (d *decoder) root(o *object) *source {
-	if o.n != nil {
-		return o.n.src
-	}
-	return d.src
 }
 
 // listen is an address to listen on: a port, with a host or without.

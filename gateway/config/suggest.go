@@ -15,8 +15,18 @@ func suggest(word string, known []string) string {
 	return ""
 }
 
+// suggestKey is suggest for keys that a file may have many of: it is not worth
+// comparing all of them for each of many mistakes.
+func suggestKey[V any](d *decoder, word string, known map[string]V) string {
+	if len(d.problems) > 100 || len(known) > 2_000 {
+		return ""
+	}
+	return suggest(word, keysOf(known))
+}
+
 // nearest is the known word with the fewest typing mistakes from word, at most
-// one for each three letters; of several the first. It is "" if there is none.
+// one for each three letters, or else one that word is the beginning of; of
+// several the first. It is "" if there is none.
 func nearest(word string, known []string) string {
 	if len(word) > 64 {
 		return ""
@@ -26,18 +36,25 @@ func nearest(word string, known []string) string {
 		if k == word || len(k) > 64 {
 			continue
 		}
-		n := distance(plainWord(word), plainWord(k))
-		if n < least || n == least && best == "" && len(word) >= 3 && strings.HasPrefix(k, word) {
+		if max(len(k)-len(word), len(word)-len(k)) >= least {
+			continue
+		}
+		if n := distance(plainWord(word), plainWord(k)); n < least {
 			best, least = k, n
+		}
+	}
+	if best == "" && len(word) >= 3 {
+		if i := slices.IndexFunc(known, func(k string) bool { return k != word && strings.HasPrefix(k, word) }); i >= 0 {
+			return known[i]
 		}
 	}
 	return best
 }
 
 // plainWord leaves out what is often taken for one another in keys.
-func plainWord(s string) string {
-	return strings.NewReplacer("-", "_", " ", "_").Replace(strings.ToLower(s))
-}
+func plainWord(s string) string { return wordBreaks.Replace(strings.ToLower(s)) }
+
+var wordBreaks = strings.NewReplacer("-", "_", " ", "_")
 
 // distance is how many letters must be put in, left out, replaced or swapped
 // with their neighbour to make b of a (optimal string alignment).
@@ -64,6 +81,17 @@ func distance(a, b string) int {
 }
 
 func keysOf[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
+
+// distinct are the words, each once.
+func distinct(words []string) []string {
+	var out []string
+	for _, w := range words {
+		if !slices.Contains(out, w) {
+			out = append(out, w)
+		}
+	}
+	return out
+}
 
 // oneOf lists words: "a, b or c".
 func oneOf(words []string) string {

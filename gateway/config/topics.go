@@ -23,6 +23,9 @@ func parseTemplate(text string, fixed []string, rest string) (*template, error) 
 	if text == "" {
 		return nil, fmt.Errorf("the template is empty")
 	}
+	if len(text) > maxTemplate {
+		return nil, fmt.Errorf("%s is longer than %d bytes", quote(text), maxTemplate)
+	}
 	if text[0] == '$' {
 		return nil, fmt.Errorf("%s begins with $, which brokers keep for themselves", quote(text))
 	}
@@ -231,6 +234,9 @@ func (d *decoder) checkTopic(c *Config, b *Bridge, t *template) {
 	for i := range c.Adapters {
 		for j := range c.Adapters[i].Devices {
 			dev := &c.Adapters[i].Devices[j]
+			if dev.broken {
+				continue
+			}
 			if t.has("type") && dev.Type == "" && !dev.badType {
 				d.problem(dev.Pos, "the topic template of bridge %s has {type}, but the device has no type; add type: to it or to its profile", quote(b.Name))
 			}
@@ -284,11 +290,17 @@ func (d *decoder) checkTag(c *Config, tag string, at Pos) {
 	for i := range c.Adapters {
 		for j := range c.Adapters[i].Devices {
 			dev := &c.Adapters[i].Devices[j]
-			if v, ok := dev.Tags[tag]; !ok {
+			v, ok := dev.Tags[tag]
+			wrong := nameError(v, "")
+			switch {
+			case dev.broken:
+				continue
+			case !ok:
 				without = append(without, dev)
-			} else if wrong := nameError(v, ""); wrong != "" {
+			case wrong != "" && v != "": // an empty one is told already
 				d.problem(dev.Pos, "the tag %s becomes a level of a topic: %s", quote(tag), wrong)
-			} else {
+				fallthrough
+			default:
 				have++
 			}
 			for k := range dev.Tags {
@@ -299,7 +311,7 @@ func (d *decoder) checkTag(c *Config, tag string, at Pos) {
 		}
 	}
 	if have == 0 {
-		d.problem(at, "unknown placeholder {%s}%s; here can be %s, or a tag of the devices", tag, suggest(tag, known), braced(topicFields))
+		d.problem(at, "unknown placeholder {%s}%s; here can be %s, or a tag of the devices", tag, suggest(tag, known), inBraces(topicFields))
 		return
 	}
 	for _, dev := range without {
@@ -307,6 +319,6 @@ func (d *decoder) checkTag(c *Config, tag string, at Pos) {
 	}
 }
 
-func braced(words []string) string {
+func inBraces(words []string) string {
 	return "{" + strings.Join(words, "}, {") + "}"
 }

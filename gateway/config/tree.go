@@ -25,7 +25,9 @@ type source struct {
 // the references are resolved; what changes them makes new ones.
 type node struct {
 	src       *source
-	line, col int
+	line, col int32
+	step      int32 // of what a range made, its number from 0
+	size      int32 // nodes from here down, each as often as it is reached
 	kind      kind
 	plain     bool // a scalar without quotes
 	computed  bool // a scalar's text comes from a reference, a parameter or a range
@@ -33,19 +35,16 @@ type node struct {
 	broken    bool // its problem is reported already; whoever reads it gives up in silence
 	text      string
 	written   string // the text as it was written, if what replaced it may be a secret
-	file      string // absolute: the one whose content the text is
 	entries   []entry
 	items     []*node
-	ranged    bool // it is one of what a range made, the step-th from 0
-	step      int
+	ranged    bool // it is one of what a range made
 	stepped   bool // a scalar has a range of its own
-	size      int  // nodes from here down, each as often as it is reached
 }
 
 // entry is a key of a map with its value.
 type entry struct{ key, val *node }
 
-func (n *node) pos() Pos { return Pos{n.src.name, n.line, n.col} }
+func (n *node) pos() Pos { return Pos{n.src.name, int(n.line), int(n.col)} }
 
 // get finds a key of a map; nil if it is not there.
 func (n *node) get(key string) *entry {

@@ -1,7 +1,6 @@
 package config
 
 import (
-	"errors"
 	"fmt"
 	"math"
 	"regexp"
@@ -104,15 +103,11 @@ func sizeUnitError(s, number, unit string) error {
 	return fmt.Errorf("%s is no size; write one such as 512KiB or 4GiB", quote(s))
 }
 
-// number is a number as YAML writes it, without those with leading zeros. Zeros
-// that a range made, as in 003, are none of the number's digits.
+// parseNumber reads a number as YAML writes it. Leading zeros, which only text in
+// quotes and what a range made can have, as in 003, do not make it octal.
 func parseNumber(n *node) (Number, error) {
 	s := strings.ReplaceAll(n.text, "_", "")
-	if n.computed {
-		s = stripZeros(s)
-	} else if leadingZero.MatchString(s) {
-		return "", errors.New(zeroText(s))
-	}
+	s = zeros.ReplaceAllString(s, "$1$2") // plain ones are refused by now
 	digits := strings.TrimLeft(s, "+-")
 	if len(digits) > 2 && digits[0] == '0' && strings.ContainsRune("xXoObB", rune(digits[1])) {
 		u, err := strconv.ParseUint(digits, 0, 64)
@@ -140,5 +135,3 @@ var (
 	plainNumber = regexp.MustCompile(`^[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?$`)
 	zeros       = regexp.MustCompile(`^([-+]?)0+([0-9])`)
 )
-
-func stripZeros(s string) string { return zeros.ReplaceAllString(s, "$1$2") }

@@ -41,6 +41,7 @@ func parseAST(data []byte) (body ast.Node, f *flaw) {
 		}
 	}()
 	data = bytes.TrimPrefix(data, []byte("\ufeff"))
+	data = bytes.ReplaceAll(data, []byte("\r\n"), []byte("\n")) // which the scanner counts as two lines
 	if i := invalidUTF8(data); i >= 0 {
 		line := 1 + bytes.Count(data[:i], []byte("\n"))
 		return nil, &flaw{line, 1, "the line is not UTF-8; save the file as UTF-8"}
@@ -110,7 +111,7 @@ func syntaxText(message string) string {
 		return `expected "key: value"; check that each key has a colon and a space behind it`
 	case strings.Contains(message, "is not allowed in this context"), strings.Contains(message, "value is not allowed"):
 		return "this does not belong here; check the indentation of this line and the one above, and whether the text needs quotes"
-	case strings.Contains(message, "tab character"):
+	case strings.Contains(message, "tab character"), strings.Contains(message, "'\t'"):
 		return "a tab is used to indent; use spaces"
 	case strings.Contains(message, "could not find end character"):
 		return "the text in quotes does not end; close the quotes"
@@ -131,7 +132,7 @@ type converter struct {
 }
 
 func (c *converter) node(t *token.Token, k kind) *node {
-	n := &node{src: c.src, line: t.Position.Line, col: t.Position.Column, kind: k, size: 1}
+	n := &node{src: c.src, line: int32(t.Position.Line), col: int32(t.Position.Column), kind: k, size: 1}
 	if c.at != nil {
 		n.line, n.col, n.resolved = c.at.line, c.at.col, true
 	}
@@ -262,7 +263,7 @@ func (c *converter) entry(n *node, v *ast.MappingValueNode, seen map[string]Pos)
 		return
 	}
 	if first, twice := seen[key.text]; twice {
-		c.d.problem(key.pos(), "%s stands here twice, first in line %d; remove one", quote(key.text), first.Line)
+		c.d.problem(key.pos(), "%s stands here twice, first %s; remove one", quote(key.text), first.from(key.pos()))
 		return
 	}
 	seen[key.text] = key.pos()
