@@ -56,6 +56,7 @@ const (
 	ReasonInternal     = "internal-error"  // our own fault
 	ReasonInvalid      = "invalid"         // the device says that there is no value
 	ReasonNotANumber   = "not-a-number"    // NaN or infinite
+	ReasonNotText      = "not-text"        // a string that is no UTF-8
 	ReasonNotInEnum    = "not-in-enum"     // a number without a name; quality Uncertain
 )
 

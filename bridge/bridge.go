@@ -54,7 +54,7 @@ type Options struct {
 // and after each CONNACK, and before a stop that was asked for.
 type Presence struct {
 	Topic   string
-	Payload func(online bool, reason string) []byte // called for each connection; reason is "" when online
+	Payload func(online bool, reason string, at time.Time) []byte // reason is "" when online; at is zero in the will: nobody knows when that is published
 }
 
 // Status is how a Bridge stands. The counts are of this process.
@@ -71,7 +71,7 @@ type Status struct {
 	Sent      uint64 // PUBLISH packets, repeated ones too
 	Delivered uint64 // copies
 	Parked    uint64 // copies
-	Expired   uint64 // copies that were too old before they were first sent
+	Expired   uint64 // copies that became too old after the buffer had handed them out, before they were first sent
 	Refused   uint64 // times the upstream said "quota exceeded"
 }
 

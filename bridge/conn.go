@@ -359,7 +359,7 @@ func (c *conn) announce(online bool, reason string) error {
 	if s == nil {
 		return nil
 	}
-	d := buffer.Delivery{Topic: s.Topic, Payload: s.Payload(online, reason)}
+	d := buffer.Delivery{Topic: s.Topic, Payload: s.Payload(online, reason, time.Now())}
 	p := publish{d: &d, retain: c.limits.retain}
 	if c.limits.qos > 0 && c.window.add(&d, idPresence, 0) {
 		p.id, p.qos = idPresence, 1

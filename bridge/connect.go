@@ -136,7 +136,7 @@ func (b *Bridge) connectPacket() (*packets.Connect, error) {
 	}
 	if s := b.o.Presence; s != nil {
 		p.WillFlag = true
-		p.WillTopic, p.WillMessage = s.Topic, s.Payload(false, "connection lost")
+		p.WillTopic, p.WillMessage = s.Topic, s.Payload(false, "connection lost", time.Time{})
 		p.WillQOS, p.WillRetain = b.will.qos, b.will.retain
 		p.WillProperties = &packets.Properties{}
 	}

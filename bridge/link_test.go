@@ -141,7 +141,7 @@ func TestUpstreamsInTurn(t *testing.T) {
 }
 
 func TestPresence(t *testing.T) {
-	presence := &Presence{Topic: "gw/status", Payload: func(online bool, reason string) []byte {
+	presence := &Presence{Topic: "gw/status", Payload: func(online bool, reason string, _ time.Time) []byte {
 		return fmt.Appendf(nil, "%t %s", online, reason)
 	}}
 	run(t, "online, will, offline", Options{Presence: presence, Username: "u", Password: func() (string, error) { return "p", nil }, SessionExpiry: time.Hour}, func(t *testing.T, r *rig) {

@@ -51,12 +51,13 @@ type Receipt interface{ Stored(err error) }
 
 // Buffer is an open data folder. Its methods may be called concurrently.
 type Buffer struct {
-	limits Limits
-	free   func() (int64, error)
-	meta   *meta
-	clock  log.Clock
-	logger *slog.Logger
-	chains [NumClasses]*chain
+	limits          Limits
+	free            func() (int64, error)
+	generationBytes int64
+	meta            *meta
+	clock           *clock
+	logger          *slog.Logger
+	chains          [NumClasses]*chain
 
 	kick      chan struct{} // to the flusher
 	stop      chan struct{} // closed by Close
@@ -129,8 +130,8 @@ func (o Options) withDefaults() Options {
 // open brings a buffer up on its parts, which it owns from then on.
 func open(m *meta, disks [NumClasses]log.Disk, o Options) (*Buffer, error) {
 	b := &Buffer{
-		limits: o.Limits, free: o.Free,
-		meta: m, clock: o.Clock, logger: o.Logger,
+		limits: o.Limits, free: o.Free, generationBytes: o.GenerationBytes,
+		meta: m, logger: o.Logger,
 		kick: make(chan struct{}, 1), stop: make(chan struct{}),
 		outboxes: make(map[outboxKey]*Outbox), nextID: 1,
 	}
@@ -144,6 +145,11 @@ func open(m *meta, disks [NumClasses]log.Disk, o Options) (*Buffer, error) {
 		b.notifying.Wait()
 		return nil, errors.Join(fmt.Errorf("open buffer: %w", err), m.close())
 	}
+	// A clock that is believed now may be wrong after the next boot.
+	if err := b.save(false); err != nil {
+		b.logger.Error("marks could not be saved", "err", err)
+	}
+	b.tidyAtOpen()
 	b.flushing.Go(b.flush)
 	return b, nil
 }
@@ -154,6 +160,11 @@ func (b *Buffer) recover(disks [NumClasses]log.Disk, o Options) error {
 	if err != nil {
 		return err
 	}
+	boots, err := b.meta.boots()
+	if err != nil {
+		return err
+	}
+	b.clock = newClock(o.Clock, boots)
 	sealed := make([]map[log.GenID]log.Seal, NumClasses)
 	for class := range NumClasses {
 		sealed[class] = make(map[log.GenID]log.Seal)
@@ -195,7 +206,7 @@ func (b *Buffer) openChain(c *chain, disk log.Disk, sealed map[log.GenID]log.Sea
 		case !there[g.seal.ID]:
 			gone = append(gone, g.seal.ID)
 		default:
-			known := &generation{id: g.seal.ID, expires: g.expires}
+			known := &generation{id: g.seal.ID, lasts: g.lasts}
 			known.sealed.Store(true)
 			c.gens[known.id] = known
 			for _, s := range g.spans {
@@ -210,14 +221,20 @@ func (b *Buffer) openChain(c *chain, disk log.Disk, sealed map[log.GenID]log.Sea
 	}
 	c.log, err = log.Open(disk, b.meta.epoch, sealed, c.recoverBlock, c, log.Options{
 		Class: byte(c.class), Linger: o.Linger, Compress: o.Compress, GenerationBytes: o.GenerationBytes,
-		Clock: o.Clock, Logger: o.Logger.With("class", c.class.String()),
+		Clock: b.clock, Logger: o.Logger.With("class", c.class.String()),
 	})
 	if err != nil {
 		return err
 	}
 	for _, o := range c.outboxes {
 		o.enc.next = o.next
-		o.dupTo = o.sent
+		o.dupTo, o.reserved = o.sent, o.sent
+		// What was accepted and is in no generation is lost; the reader finds out.
+		open := o.next - 1 - o.cursor
+		for _, v := range o.voids {
+			open -= v.last - v.first + 1
+		}
+		o.stored = max(o.stored, open)
 	}
 	b.notifying.Go(c.notify)
 	return nil
@@ -235,18 +252,18 @@ func (c *chain) recoverBlock(id log.GenID, h log.Header, p []byte) {
 		c.buffer.logger.Error("directory of a block is malformed", "class", c.class.String(), "block", h.First.String())
 		return
 	}
-	g.add(dir.expires)
-	for outbox, m := range dir.marks {
-		if o := c.outboxes[outbox]; o != nil && m.cursor >= o.cursor {
-			o.recoverMarks(m)
-		}
-	}
+	g.add(&h, dir.lasts)
 	for _, s := range dir.spans {
 		if c.outboxes[s.outbox] == nil {
 			c.buffer.addOutbox(storedOutbox{id: s.outbox, class: c.class, name: dir.names[s.outbox], next: s.first})
 		}
 		g.extend(s)
 		c.recovered(g, s)
+	}
+	for outbox, m := range dir.marks {
+		if o := c.outboxes[outbox]; o != nil && m.cursor >= o.cursor {
+			o.recoverMarks(m)
+		}
 	}
 }
 
@@ -287,6 +304,9 @@ func (c *chain) recovered(g *generation, s span) {
 	}
 	o.next = max(o.next, s.last+1)
 	s.first = max(s.first, o.cursor+1)
+	if n := len(o.pins); n > 0 { // a file that was replaced may have come back
+		s.first = max(s.first, o.pins[n-1].last+1)
+	}
 	for _, v := range o.voids { // a crash came before the file was gone
 		if v.first <= s.last && s.last <= v.last {
 			s.last = v.first - 1
@@ -366,14 +386,13 @@ func (b *Buffer) Append(ctx context.Context, class Class, m *Message, r Receipt)
 		}
 		p.outboxes = append(p.outboxes, m.Copies[i].Outbox)
 	}
-	now := b.now()
-	p.record = appendRecord(p.record[:0], m, now)
+	age := time.Duration(0)
+	if !m.Enqueued.IsZero() {
+		age = max(b.clock.raw.Now().Sub(m.Enqueued), 0)
+	}
+	p.record = appendRecord(p.record[:0], m, age)
 	if m.Expiry > 0 {
-		enqueued := m.Enqueued
-		if enqueued.IsZero() {
-			enqueued = now
-		}
-		p.expires = uint64(max(enqueued.Add(m.Expiry).UnixMilli(), 1))
+		p.lasts = uint64(max((m.Expiry - age).Milliseconds(), 1))
 	}
 	err := c.log.Append(ctx, log.Entry{Data: p.record, Urgent: m.Urgent, Tag: p})
 	switch {
@@ -384,8 +403,6 @@ func (b *Buffer) Append(ctx context.Context, class Class, m *Message, r Receipt)
 	}
 	return err
 }
-
-func (b *Buffer) now() time.Time { return b.clock.Now() }
 
 // Origin is the random name of this data folder, 8 hex digits.
 func (b *Buffer) Origin() string { return fmt.Sprintf("%08x", b.meta.origin) }
@@ -436,6 +453,9 @@ func (b *Buffer) Close() error {
 		for _, c := range b.chains {
 			// Sealed while the notifier still runs: receipts come first.
 			errs = append(errs, c.log.Rotate(context.Background()))
+		}
+		for _, o := range b.Outboxes() {
+			o.unreserve()
 		}
 		errs = append(errs, b.save(true), b.sweep())
 		for _, c := range b.chains {

@@ -20,7 +20,6 @@ type chain struct {
 	rejected atomic.Uint64 // appends that failed
 	appends  atomic.Int64  // since room was last made
 	full     atomic.Bool   // appends are refused
-	starved  atomic.Bool   // the disk had no room for a commit
 
 	// Of the goroutine that writes directories.
 	touched []*Outbox // have copies in the block being made
@@ -32,6 +31,14 @@ type chain struct {
 	mu       sync.Mutex // guards what follows
 	outboxes map[uint32]*Outbox
 	gens     map[log.GenID]*generation
+	starving starving
+}
+
+// starving is a commit that waits for room.
+type starving struct {
+	need int64         // bytes that are missing, 0 if nothing waits
+	made chan struct{} // to be closed
+	over bool          // nobody makes room any more
 }
 
 // generation counts the outboxes that need a generation of the log.
@@ -42,14 +49,17 @@ type generation struct {
 
 	// Until it is sealed, of the committing goroutine:
 	spans   map[uint32]span // what it holds of each outbox
-	expires uint64          // Unix ms when the last of its copies expires, 0 if one never does
+	expires time.Duration   // uptime when the last of its copies expires; 0 if one never does
+
+	lasts  time.Duration // once it is sealed: after its last commit until the last copy expires; 0 if one never does
+	needed uint64        // copies, when tidy last looked
 }
 
 // pending is an append on its way.
 type pending struct {
 	record   []byte
 	outboxes []*Outbox
-	expires  uint64 // Unix ms; 0 is never
+	lasts    uint64 // ms until it expires; 0 is never
 	receipt  Receipt
 	err      error
 }
@@ -81,10 +91,10 @@ func (c *chain) Directory(dst []byte, entries []log.Entry, fresh, again bool) []
 		c.mu.Unlock()
 	}
 	c.touched = c.touched[:0]
-	expires, never := uint64(0), false
+	lasts, never := uint64(0), false
 	for i := range entries {
 		p := entries[i].Tag.(*pending)
-		expires, never = max(expires, p.expires), never || p.expires == 0
+		lasts, never = max(lasts, p.lasts), never || p.lasts == 0
 		for _, o := range p.outboxes {
 			if o.enc.count == 0 {
 				o.enc.first = o.enc.next
@@ -104,15 +114,14 @@ func (c *chain) Directory(dst []byte, entries []log.Entry, fresh, again bool) []
 		}
 	}
 	if never {
-		expires = 0
+		lasts = 0
 	}
-	dst = binary.AppendUvarint(dst, expires)
+	dst = binary.AppendUvarint(dst, lasts)
 	dst = binary.AppendUvarint(dst, uint64(unnamed))
 	for _, o := range c.touched {
 		if !o.enc.named {
 			o.enc.named = true
-			dst = binary.AppendUvarint(dst, uint64(o.id))
-			dst = appendString(dst, o.name)
+			dst = appendName(dst, o)
 		}
 	}
 	dst = appendSpans(dst, c.spans)
@@ -136,8 +145,6 @@ func (c *chain) Committed(b *log.Block, id log.GenID, entries []log.Entry, err e
 	reason := err
 	if log.NoSpace(err) {
 		reason = ErrFull
-		c.starved.Store(true)
-		c.buffer.kickFlusher()
 	} else if err != nil {
 		reason = ErrFailed
 	}
@@ -171,7 +178,7 @@ func (c *chain) accept(b *log.Block, id log.GenID) {
 		outboxes[i] = c.outboxes[s.outbox]
 	}
 	c.mu.Unlock()
-	g.add(dir.expires)
+	g.add(&b.Header, dir.lasts)
 	for i, s := range dir.spans {
 		g.extend(s)
 		outboxes[i].committed(s, g)
@@ -179,14 +186,12 @@ func (c *chain) accept(b *log.Block, id log.GenID) {
 }
 
 // add counts in the expiry of one more block; extend comes after.
-func (g *generation) add(expires uint64) {
-	if len(g.spans) == 0 {
-		g.expires = expires
-	} else if g.expires > 0 {
+func (g *generation) add(h *log.Header, lasts uint64) {
+	switch expires := h.Uptime + time.Duration(lasts)*time.Millisecond; {
+	case lasts == 0:
+		g.expires = 0
+	case len(g.spans) == 0 || g.expires > 0:
 		g.expires = max(g.expires, expires)
-		if expires == 0 {
-			g.expires = 0
-		}
 	}
 }
 
@@ -203,16 +208,53 @@ func (c *chain) Sealed(s log.Seal) error {
 	c.mu.Lock()
 	g := c.gens[s.ID]
 	c.mu.Unlock()
-	if err := c.buffer.meta.seal(c, s, g); err != nil {
+	lasts := time.Duration(0)
+	if g.expires > 0 {
+		lasts = max(g.expires-s.Uptime, time.Millisecond)
+	}
+	if err := c.buffer.meta.seal(c, s, g, lasts); err != nil {
 		return err
 	}
 	g.spans = nil
+	g.lasts = lasts
 	g.sealed.Store(true)
 	if c.writing == g {
 		c.writing = nil
 	}
 	c.buffer.kickFlusher() // it may be over a limit now, or needed by nobody
 	return nil
+}
+
+// MakeRoom lets the flusher make room for a commit.
+func (c *chain) MakeRoom(need int) <-chan struct{} {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	made := make(chan struct{})
+	if c.starving.over {
+		close(made)
+		return made
+	}
+	c.starving.need, c.starving.made = int64(need), made
+	c.buffer.kickFlusher()
+	return made
+}
+
+// starved is how many bytes a commit waits for.
+func (c *chain) starved() int64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.starving.need
+}
+
+// roomMade lets a commit that waited for room try again. With over, none will
+// wait from now on.
+func (c *chain) roomMade(over bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.starving.made != nil {
+		close(c.starving.made)
+	}
+	c.starving = starving{over: over}
 }
 
 // notify tells receipts how their appends ended, in the order of the commits.

@@ -5,7 +5,7 @@ import "encoding/binary"
 // The directory of a block says which ordinals its records take in which outbox,
 // and how far outboxes were settled when it was written:
 //
-//	expires uvarint: Unix ms when the last of its copies expires, 0 if one never does
+//	lasts   uvarint: ms after the commit when the last of its copies expires, 0 if one never does
 //	names   uvarint count, each: outbox uvarint, name uvarint length, bytes
 //	spans   uvarint count, each: outbox uvarint, first ordinal uvarint, copies uvarint
 //	marks   uvarint count, each: outbox uvarint, marks (see appendMarks)
@@ -54,15 +54,15 @@ func (d *decoder) marks() (m marks) {
 
 // directory is a parsed directory.
 type directory struct {
-	expires uint64 // Unix ms; 0 is never
-	names   map[uint32]string
-	spans   []span
-	marks   map[uint32]marks
+	lasts uint64 // ms after the commit; 0 is never
+	names map[uint32]string
+	spans []span
+	marks map[uint32]marks
 }
 
 func parseDirectory(p []byte) (dir directory, ok bool) {
 	d := decoder{p: p}
-	dir.expires = d.uvarint()
+	dir.lasts = d.uvarint()
 	if n := d.uvarint(); n > 0 {
 		dir.names = make(map[uint32]string)
 		for ; n > 0 && !d.bad; n-- {
@@ -89,6 +89,11 @@ func (d *decoder) spans(dst []span) []span {
 		}
 	}
 	return dst
+}
+
+func appendName(dst []byte, o *Outbox) []byte {
+	dst = binary.AppendUvarint(dst, uint64(o.id))
+	return appendString(dst, o.name)
 }
 
 func appendSpans(dst []byte, spans []span) []byte {

@@ -2,14 +2,16 @@ package buffer
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/fieldferry/fieldferry/buffer/log"
 )
 
 const (
-	flushEvery = time.Second     // marks wait this long for a block to travel with
-	sealIdle   = 5 * time.Second // a generation that nobody needs is kept this long for the next append
+	flushEvery = time.Second      // marks wait this long for a block to travel with
+	sealIdle   = 5 * time.Second  // a generation that nobody needs is kept this long for the next append
+	tidyEvery  = 10 * time.Second // generations are looked at for what may be rewritten
 )
 
 func (b *Buffer) kickFlusher() {
@@ -21,10 +23,15 @@ func (b *Buffer) kickFlusher() {
 
 // flush is the goroutine that makes marks durable and removes what nobody needs.
 func (b *Buffer) flush() {
+	defer func() {
+		for _, c := range b.chains {
+			c.roomMade(true)
+		}
+	}()
 	tick := time.NewTicker(flushEvery)
 	defer tick.Stop()
 	idle := make([]int, NumClasses)
-	for {
+	for ticks := 1; ; {
 		select {
 		case <-b.stop:
 			return
@@ -33,6 +40,7 @@ func (b *Buffer) flush() {
 				b.logger.Error("room in the buffer could not be kept", "err", err)
 			}
 		case <-tick.C:
+			b.clock.observe()
 			for i, c := range b.chains {
 				if !c.idle() {
 					idle[i] = 0
@@ -52,6 +60,11 @@ func (b *Buffer) flush() {
 				b.logger.Error("marks could not be saved; if the process dies now, copies come twice", "err", err)
 				continue
 			}
+			if ticks++; ticks%int(tidyEvery/flushEvery) == 0 {
+				if err := b.tidy(mergeAtLeast); err != nil && !errors.Is(err, errStopped) {
+					b.logger.Error("generations could not be rewritten", "err", err)
+				}
+			}
 		}
 		if err := b.sweep(); err != nil {
 			b.logger.Error("generations that are not needed could not be removed", "err", err)
@@ -69,10 +82,10 @@ func (b *Buffer) save(all bool) error {
 		}
 		o.mu.Unlock()
 	}
-	if len(dirty) == 0 && !all {
+	if len(dirty) == 0 && !all && !b.clock.unsaved() {
 		return nil
 	}
-	return b.meta.save(dirty, b.rejected())
+	return b.meta.save(dirty, b.rejected(), b.clock)
 }
 
 func (b *Buffer) rejected() (n [NumClasses]uint64) {

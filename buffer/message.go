@@ -13,7 +13,7 @@ type Message struct {
 	Props    []byte // MQTT 5 PUBLISH properties as on the wire, without their length, the expiry interval, topic alias and subscription ids
 	QoS      byte   // of the publish
 	Retain   bool
-	Enqueued time.Time     // zero is now
+	Enqueued time.Time     // zero is when it is committed
 	Expiry   time.Duration // from Enqueued; 0 is never; kept in ms
 	Urgent   bool          // commit at once with whatever is waiting, do not linger
 	Copies   []Copy        // one for each destination; of one class
@@ -38,16 +38,16 @@ type Delivery struct {
 	Props    []byte
 	QoS      byte
 	Retain   bool
-	Dup      bool // may have been handed out before
-	Enqueued time.Time
+	Dup      bool          // may have been handed out before
+	Enqueued time.Time     // by the wall clock of now, whatever it said then
 	Expiry   time.Duration // from Enqueued; 0 is never
 }
 
 // The bytes of a record; docs/format-buffer.md shows them.
 //
 //	flags    u8: bits 0-1 QoS, 2 retain, 3 expiry follows, 4 properties follow
-//	enqueued uvarint, Unix ms
-//	expiry   uvarint, ms
+//	age      uvarint, ms before the commit
+//	expiry   uvarint, ms after it was enqueued
 //	topic    uvarint length, bytes
 //	props    uvarint length, bytes
 //	copies   uvarint count, each:
@@ -65,13 +65,9 @@ const (
 
 var errRecord = errors.New("record is malformed")
 
-func appendRecord(dst []byte, m *Message, now time.Time) []byte {
-	enqueued := m.Enqueued
-	if enqueued.IsZero() {
-		enqueued = now
-	}
+func appendRecord(dst []byte, m *Message, age time.Duration) []byte {
 	dst = append(dst, flags(m.QoS, m.Retain, m.Expiry > 0, len(m.Props) > 0))
-	dst = binary.AppendUvarint(dst, uint64(max(enqueued.UnixMilli(), 0)))
+	dst = binary.AppendUvarint(dst, uint64(age.Milliseconds()))
 	if m.Expiry > 0 {
 		dst = binary.AppendUvarint(dst, uint64(max(m.Expiry.Milliseconds(), 1)))
 	}
@@ -139,6 +135,18 @@ func (d *decoder) byte() byte {
 	return b
 }
 
+// uint64 is big endian.
+func (d *decoder) uint64() uint64 {
+	if len(d.p) < 8 {
+		d.bad = true
+		d.p = nil
+		return 0
+	}
+	v := binary.BigEndian.Uint64(d.p)
+	d.p = d.p[8:]
+	return v
+}
+
 // bytes returns the next n bytes of the record itself.
 func (d *decoder) bytes() []byte {
 	n := d.uvarint()
@@ -152,12 +160,47 @@ func (d *decoder) bytes() []byte {
 	return b
 }
 
-// parseRecord finds the copy for one outbox in a record. It returns false if the
-// record has none.
-func parseRecord(rec []byte, outbox uint32, out *Delivery) (bool, error) {
+// copiesOf calls fn with the outbox of each copy in a record. One without any
+// bytes, which a rewriting has left, has none.
+func copiesOf(rec []byte, fn func(outbox uint32)) error {
+	if len(rec) == 0 {
+		return nil
+	}
 	d := decoder{p: rec}
 	f := d.byte()
-	enqueued := d.uvarint()
+	d.uvarint()
+	if f&flagExtra != 0 {
+		d.uvarint()
+	}
+	d.bytes()
+	if f&flagProps != 0 {
+		d.bytes()
+	}
+	for n := d.uvarint(); n > 0 && !d.bad; n-- {
+		id, cf := d.uvarint(), d.byte()
+		if cf&flagExtra != 0 {
+			d.bytes()
+		}
+		if cf&flagProps != 0 {
+			d.bytes()
+		}
+		fn(uint32(id))
+	}
+	if d.bad {
+		return errRecord
+	}
+	return nil
+}
+
+// parseRecord finds the copy for one outbox in a record that was committed at a
+// time. It returns false if the record has none.
+func parseRecord(rec []byte, outbox uint32, committed time.Time, out *Delivery) (bool, error) {
+	if len(rec) == 0 {
+		return false, nil // a rewriting has left it
+	}
+	d := decoder{p: rec}
+	f := d.byte()
+	age := d.uvarint()
 	var expiry uint64
 	if f&flagExtra != 0 {
 		expiry = d.uvarint()
@@ -203,7 +246,7 @@ func parseRecord(rec []byte, outbox uint32, out *Delivery) (bool, error) {
 	out.Props = props
 	out.QoS = copyFlags & flagQoS
 	out.Retain = copyFlags&flagRetain != 0
-	out.Enqueued = time.UnixMilli(int64(enqueued))
+	out.Enqueued = committed.Add(-time.Duration(age) * time.Millisecond)
 	out.Expiry = time.Duration(expiry) * time.Millisecond
 	return true, nil
 }

@@ -1,6 +1,7 @@
 package buffer
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -36,8 +37,10 @@ type metaTx interface {
 //	about        version, origin, epoch
 //	outboxes     id u32 → class u8, name length uvarint, name, next uvarint, marks,
 //	             voids: uvarint count, each: first uvarint, copies uvarint, outcome u8
-//	generations  class u8, epoch u32, first u64 → last uvarint, records uvarint, blocks uvarint,
-//	             bytes uvarint, first and newest wall clock uvarint ms, latest expiry uvarint ms, spans
+//	generations  class u8, epoch u32, first u64, revision u32 → last uvarint, records uvarint,
+//	             blocks uvarint, bytes uvarint, first and newest wall clock uvarint ms,
+//	             newest uptime uvarint ns, boot u64, lasts uvarint ns, spans
+//	boots        boot u64 → began uvarint ms, newest wall clock uvarint ms, epoch uvarint
 //	rejected     class u8 → appends that failed, uvarint
 //	parked       outbox u32, ordinal u64 → parked copy
 type meta struct {
@@ -52,10 +55,11 @@ const (
 	bucketGenerations = "generations"
 	bucketRejected    = "rejected"
 	bucketParked      = "parked"
+	bucketBoots       = "boots"
 )
 
 var (
-	buckets = []string{bucketAbout, bucketOutboxes, bucketGenerations, bucketRejected, bucketParked}
+	buckets = []string{bucketAbout, bucketOutboxes, bucketGenerations, bucketRejected, bucketParked, bucketBoots}
 
 	keyVersion = []byte("version")
 	keyOrigin  = []byte("origin")
@@ -76,10 +80,10 @@ type storedOutbox struct {
 
 // storedGeneration is a seal with what the generation holds.
 type storedGeneration struct {
-	class   Class
-	seal    log.Seal
-	expires uint64
-	spans   []span
+	class Class
+	seal  log.Seal
+	lasts time.Duration // see generation
+	spans []span
 }
 
 // begin reads what earlier process lives have left and starts a new epoch, above
@@ -120,20 +124,22 @@ func (m *meta) load() (outboxes []storedOutbox, gens []storedGeneration, rejecte
 			outboxes = append(outboxes, o)
 		}
 		for k, v := range tx.Rows(bucketGenerations) {
-			if len(k) != 13 || Class(k[0]) >= NumClasses {
+			if len(k) != 17 || Class(k[0]) >= NumClasses {
 				return fmt.Errorf("generation %x: %w", k, errRows)
 			}
 			d := decoder{p: v}
 			g := storedGeneration{class: Class(k[0]), seal: log.Seal{
-				ID:      log.GenID{Epoch: binary.BigEndian.Uint32(k[1:]), First: binary.BigEndian.Uint64(k[5:])},
+				ID:      log.GenID{Epoch: binary.BigEndian.Uint32(k[1:]), First: binary.BigEndian.Uint64(k[5:]), Rev: binary.BigEndian.Uint32(k[13:])},
 				Last:    log.Seq(d.uvarint()),
 				Records: int64(d.uvarint()),
 				Blocks:  int64(d.uvarint()),
 				Bytes:   int64(d.uvarint()),
 				First:   time.UnixMilli(int64(d.uvarint())),
 				Newest:  time.UnixMilli(int64(d.uvarint())),
+				Uptime:  time.Duration(d.uvarint()),
+				Boot:    d.uint64(),
 			}}
-			g.expires = d.uvarint()
+			g.lasts = time.Duration(d.uvarint())
 			g.spans = d.spans(nil)
 			if d.bad {
 				return fmt.Errorf("generation %s: %w", g.seal.ID, errRows)
@@ -152,9 +158,61 @@ func (m *meta) load() (outboxes []storedOutbox, gens []storedGeneration, rejecte
 }
 
 func generationKey(c Class, id log.GenID) []byte {
-	k := append(make([]byte, 0, 13), byte(c))
+	k := append(make([]byte, 0, 17), byte(c))
 	k = binary.BigEndian.AppendUint32(k, id.Epoch)
-	return binary.BigEndian.AppendUint64(k, id.First)
+	k = binary.BigEndian.AppendUint64(k, id.First)
+	return binary.BigEndian.AppendUint32(k, id.Rev)
+}
+
+func putGeneration(tx metaTx, c Class, s log.Seal, lasts time.Duration, spans []span) error {
+	var v []byte
+	for _, n := range [...]int64{int64(s.Last), s.Records, s.Blocks, s.Bytes, max(s.First.UnixMilli(), 0), max(s.Newest.UnixMilli(), 0), int64(s.Uptime)} {
+		v = binary.AppendUvarint(v, uint64(n))
+	}
+	v = binary.BigEndian.AppendUint64(v, s.Boot)
+	v = binary.AppendUvarint(v, uint64(lasts))
+	return tx.Put(bucketGenerations, generationKey(c, s.ID), appendSpans(v, spans))
+}
+
+// boots returns what is known of boots.
+func (m *meta) boots() (map[uint64]bootTime, error) {
+	boots := make(map[uint64]bootTime)
+	err := m.db.View(func(tx metaTx) error {
+		for k, v := range tx.Rows(bucketBoots) {
+			d := decoder{p: v}
+			b := bootTime{began: int64(d.uvarint()), newest: int64(d.uvarint()), epoch: uint32(d.uvarint())}
+			if len(k) != 8 || d.bad {
+				return fmt.Errorf("boot %x: %w", k, errRows)
+			}
+			boots[binary.BigEndian.Uint64(k)] = b
+		}
+		return nil
+	})
+	return boots, err
+}
+
+// saveClock puts what is known of this boot, and forgets old ones.
+func (m *meta) saveClock(tx metaTx, boot uint64, b bootTime) error {
+	v := binary.AppendUvarint(nil, uint64(b.began))
+	v = binary.AppendUvarint(v, uint64(b.newest))
+	v = binary.AppendUvarint(v, uint64(m.epoch))
+	if err := tx.Put(bucketBoots, binary.BigEndian.AppendUint64(nil, boot), v); err != nil {
+		return err
+	}
+	n, oldest, key := 0, m.epoch, []byte(nil)
+	for k, v := range tx.Rows(bucketBoots) {
+		d := decoder{p: v}
+		d.uvarint()
+		d.uvarint()
+		if epoch := uint32(d.uvarint()); epoch < oldest {
+			oldest, key = epoch, bytes.Clone(k)
+		}
+		n++
+	}
+	if n > keepBoots {
+		return tx.Delete(bucketBoots, key)
+	}
+	return nil
 }
 
 func putOutbox(tx metaTx, o *Outbox, next uint64, m *marks, voids []void) error {
@@ -188,9 +246,9 @@ func (m *meta) create(o *Outbox) error {
 	return m.db.Update(func(tx metaTx) error { return putOutbox(tx, o, o.next, &o.marks, nil) })
 }
 
-// saveOutboxes puts the marks of outboxes and returns what to call when they are
+// putOutboxes puts the marks of outboxes and returns what to call when they are
 // durable.
-func saveOutboxes(tx metaTx, outboxes []*Outbox) (done func(), err error) {
+func putOutboxes(tx metaTx, outboxes []*Outbox) (done func(), err error) {
 	versions := make([]uint64, len(outboxes))
 	for i, o := range outboxes {
 		o.mu.Lock()
@@ -209,16 +267,11 @@ func saveOutboxes(tx metaTx, outboxes []*Outbox) (done func(), err error) {
 	}, nil
 }
 
-// save makes the marks of outboxes and the count of rejected appends durable.
-func (m *meta) save(outboxes []*Outbox, rejected [NumClasses]uint64) error {
+// saveOutboxes makes the marks of outboxes durable.
+func (m *meta) saveOutboxes(outboxes []*Outbox) error {
 	var done func()
 	err := m.db.Update(func(tx metaTx) (err error) {
-		for c, n := range rejected {
-			if err := tx.Put(bucketRejected, []byte{byte(c)}, binary.AppendUvarint(nil, n)); err != nil {
-				return err
-			}
-		}
-		done, err = saveOutboxes(tx, outboxes)
+		done, err = putOutboxes(tx, outboxes)
 		return err
 	})
 	if err == nil {
@@ -227,9 +280,35 @@ func (m *meta) save(outboxes []*Outbox, rejected [NumClasses]uint64) error {
 	return err
 }
 
+// save makes the marks of outboxes, the count of rejected appends and the time of
+// this boot durable.
+func (m *meta) save(outboxes []*Outbox, rejected [NumClasses]uint64, clock *clock) error {
+	var done func()
+	boot, b, known := clock.toSave()
+	err := m.db.Update(func(tx metaTx) (err error) {
+		for c, n := range rejected {
+			if err := tx.Put(bucketRejected, []byte{byte(c)}, binary.AppendUvarint(nil, n)); err != nil {
+				return err
+			}
+		}
+		if known {
+			if err := m.saveClock(tx, boot, b); err != nil {
+				return err
+			}
+		}
+		done, err = putOutboxes(tx, outboxes)
+		return err
+	})
+	if err == nil {
+		done()
+		clock.saved(b)
+	}
+	return err
+}
+
 // seal makes durable what a generation holds, together with the marks of the
 // outboxes of its class: those in its blocks are read no more.
-func (m *meta) seal(c *chain, s log.Seal, g *generation) error {
+func (m *meta) seal(c *chain, s log.Seal, g *generation, lasts time.Duration) error {
 	list := make([]span, 0, len(g.spans))
 	outboxes := make([]*Outbox, 0, len(g.spans))
 	c.mu.Lock()
@@ -240,22 +319,28 @@ func (m *meta) seal(c *chain, s log.Seal, g *generation) error {
 	c.mu.Unlock()
 	var done func()
 	err := m.db.Update(func(tx metaTx) (err error) {
-		var v []byte
-		for _, n := range [...]int64{int64(s.Last), s.Records, s.Blocks, s.Bytes, max(s.First.UnixMilli(), 0), max(s.Newest.UnixMilli(), 0)} {
-			v = binary.AppendUvarint(v, uint64(n))
-		}
-		v = binary.AppendUvarint(v, g.expires)
-		v = appendSpans(v, list)
-		if err := tx.Put(bucketGenerations, generationKey(c.class, s.ID), v); err != nil {
+		if err := putGeneration(tx, c.class, s, lasts, list); err != nil {
 			return err
 		}
-		done, err = saveOutboxes(tx, outboxes)
+		done, err = putOutboxes(tx, outboxes)
 		return err
 	})
 	if err == nil {
 		done()
 	}
 	return err
+}
+
+// replace makes one generation take the place of others.
+func (m *meta) replace(c *chain, ids []log.GenID, s log.Seal, lasts time.Duration, spans []span) error {
+	return m.db.Update(func(tx metaTx) error {
+		for _, id := range ids {
+			if err := tx.Delete(bucketGenerations, generationKey(c.class, id)); err != nil {
+				return err
+			}
+		}
+		return putGeneration(tx, c.class, s, lasts, spans)
+	})
 }
 
 // forget removes the seals of generations whose files are gone.

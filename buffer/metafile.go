@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -20,8 +21,9 @@ import (
 
 // metaFile is the metaStore in use: meta.db, a bbolt file.
 type metaFile struct {
-	db   *bbolt.DB
-	path string
+	db      *bbolt.DB
+	path    string
+	ballast *ballast // nil if it is opened for looking only
 }
 
 // openMeta opens meta.db and begins a new epoch, above all those given. A file
@@ -51,7 +53,8 @@ func tryMeta(path string, pageSize int, above uint32) (m *meta, err error) {
 		case err != nil: // what bbolt says of the file's bytes
 			return fmt.Errorf("open %s: %v: %w", path, err, log.ErrDamaged)
 		}
-		m = &meta{db: &metaFile{db, path}}
+		free := func() (int64, error) { return log.Free(filepath.Dir(path)) }
+		m = &meta{db: &metaFile{db, path, newBallast(filepath.Join(filepath.Dir(path), "ballast"), free)}}
 		if err := makeBuckets(db); err != nil {
 			return fmt.Errorf("read %s: %w", path, err)
 		}
@@ -124,7 +127,18 @@ func withoutSum(v []byte) []byte {
 }
 
 func (f *metaFile) Update(fn func(metaTx) error) error {
-	return f.db.Update(func(tx *bbolt.Tx) error { return fn(metaFileTx{tx}) })
+	update := func() error { return f.db.Update(func(tx *bbolt.Tx) error { return fn(metaFileTx{tx}) }) }
+	err := update()
+	switch {
+	case err == nil:
+		f.ballast.restore()
+	case log.NoSpace(err) || errors.Is(err, syscall.ENOSPC):
+		if err := f.ballast.giveUp(); err != nil {
+			return err
+		}
+		err = update()
+	}
+	return err
 }
 
 func (f *metaFile) View(fn func(metaTx) error) error {
@@ -133,7 +147,7 @@ func (f *metaFile) View(fn func(metaTx) error) error {
 
 func (f *metaFile) Close() error { return f.db.Close() }
 
-func (f *metaFile) DiskBytes() int64 { return log.DiskBytes(f.path) }
+func (f *metaFile) DiskBytes() int64 { return log.DiskBytes(f.path) + log.DiskBytes(f.ballast.path) }
 
 type metaFileTx struct{ tx *bbolt.Tx }
 

@@ -27,22 +27,23 @@ type Outbox struct {
 	enc encoderSide
 	rd  readerSide
 
-	mu      sync.Mutex // guards what follows
-	marks              // cursor and outcomes are live, not what is durable
-	next    uint64     // ordinal the next copy gets; the copies accepted are next-1
-	stored  uint64     // copies accepted and not settled
-	taken   uint64     // highest ordinal handed out since the last rewind
-	dupTo   uint64     // copies up to here may have been handed out before
-	window  []Outcome  // of the copies above cursor: a ring, its length a power of two
-	ahead   [numOutcomes]uint64
-	seen    []seen // the blocks that hold copies handed out and unsettled
-	pins    []pin  // the generations that hold unsettled copies, oldest first
-	voids   []void // copies above taken that were dropped, in order
-	reader  *Reader
-	blocked bool      // the reader waits for the window
-	dirty   bool      // marks differ from what is durable
-	since   time.Time // dirty since
-	version uint64    // of marks
+	mu       sync.Mutex // guards what follows
+	marks               // cursor and outcomes are live, not what is durable
+	next     uint64     // ordinal the next copy gets; the copies accepted are next-1
+	stored   uint64     // copies accepted and not settled
+	taken    uint64     // highest ordinal handed out since the last rewind
+	dupTo    uint64     // copies up to here may have been handed out before
+	reserved uint64     // sent is durable up to here
+	window   []Outcome  // of the copies above cursor: a ring, its length a power of two
+	ahead    [numOutcomes]uint64
+	seen     []seen // the blocks that hold copies handed out and unsettled
+	pins     []pin  // the generations that hold unsettled copies, oldest first
+	voids    []void // copies above taken that were dropped, in order
+	reader   *Reader
+	blocked  bool      // the reader waits for the window
+	dirty    bool      // marks differ from what is durable
+	since    time.Time // dirty since
+	version  uint64    // of marks
 }
 
 // encoderSide is what the goroutine that writes directories keeps with an outbox.
@@ -132,13 +133,17 @@ func (o *Outbox) advance() {
 	o.moved()
 }
 
-// underWayIn reports whether copies in a generation were handed out and are not
-// settled.
+// underWayIn reports whether copies in a generation were handed out, maybe by an
+// earlier process, and are not settled.
 func (o *Outbox) underWayIn(g *generation) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	i := slices.IndexFunc(o.pins, func(p pin) bool { return p.gen == g })
-	return i >= 0 && o.taken >= o.pins[i].first && o.cursor < min(o.pins[i].last, o.taken)
+	if i < 0 {
+		return false
+	}
+	out := max(o.taken, o.dupTo)
+	return out >= o.pins[i].first && o.cursor < min(o.pins[i].last, out)
 }
 
 // drop settles the copies of a generation, none of which is under way.
@@ -228,7 +233,7 @@ func (o *Outbox) Park(d *Delivery, reason string) error {
 	if d.Outbox != o {
 		return errors.New("park: the copy is of another outbox")
 	}
-	if err := o.chain.buffer.meta.park(o, d, reason, o.chain.buffer.now()); err != nil {
+	if err := o.chain.buffer.meta.park(o, d, reason, o.chain.buffer.clock.Now()); err != nil {
 		return fmt.Errorf("park: %w", err)
 	}
 	o.Settle(d.Ordinal, Parked)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/bits"
 	"slices"
+	"time"
 
 	"github.com/fieldferry/fieldferry/buffer/log"
 )
@@ -30,9 +31,10 @@ const guard = 1024
 type readerSide struct {
 	after log.Seq // blocks up to here are done
 	block *log.Block
-	off   int    // of the next record in block
-	next  uint64 // ordinal of the next copy in block
-	last  uint64 // of the last
+	off   int           // of the next record in block
+	next  uint64        // ordinal of the next copy in block
+	last  uint64        // of the last
+	made  time.Duration // when block was committed, as an uptime of this boot
 }
 
 // Reader returns the single consumer of these outboxes; it starts with the oldest
@@ -61,7 +63,7 @@ func (b *Buffer) Reader(outboxes ...*Outbox) (*Reader, error) {
 func (r *Reader) Close() {
 	for _, l := range r.lanes {
 		l.mu.Lock()
-		l.reader = nil
+		l.reader, l.blocked = nil, false
 		l.mu.Unlock()
 	}
 	r.lanes = nil
@@ -75,8 +77,9 @@ func (r *Reader) wake() {
 }
 
 // Next fills dst with the next copies and returns how many, at least one; it
-// blocks until there is one or ctx ends. A copy of a higher class goes first;
-// after 1,024 of those, a class that waits has a turn. An outbox has at most
+// blocks until there is one or ctx ends. A copy that expired before it was ever
+// handed out is settled as DroppedExpired instead. A copy of a higher class goes
+// first; after 1,024 of those, a class that waits has a turn. An outbox has at most
 // 65,535 copies handed out and unsettled.
 func (r *Reader) Next(ctx context.Context, dst []Delivery) (int, error) {
 	for {
@@ -99,7 +102,7 @@ func (r *Reader) TryNext(dst []Delivery) (int, error) {
 		if n > 0 || err != nil || !slices.ContainsFunc(r.lanes, func(l *lane) bool { return l.waiting() }) {
 			return n, err
 		}
-		// What was read had been settled before a rewind, or is lost.
+		// What was read had been settled before a rewind, has expired or is lost.
 	}
 }
 
@@ -156,12 +159,9 @@ func (o *Outbox) rewind() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.dupTo = max(o.dupTo, o.taken)
-	o.rd = readerSide{after: o.rd.after}
-	switch {
-	case len(o.seen) > 0:
+	o.rd = readerSide{} // where the first pin begins
+	if len(o.seen) > 0 {
 		o.rd.after = o.seen[0].block - 1
-	case len(o.pins) > 0 && o.taken == o.cursor:
-		o.rd.after = max(o.rd.after, log.Seq(o.pins[0].gen.id.First)-1)
 	}
 	// What was settled out of order stays settled: fill passes over it.
 	o.taken = o.cursor
@@ -175,7 +175,14 @@ func (o *Outbox) fill(dst []Delivery) (n int, err error) {
 	if len(o.voids) > 0 {
 		next = min(next, o.voids[0].first) // behind it when all before is settled
 	}
+	// Generations that hold nothing for the outbox are passed over.
+	if i := slices.IndexFunc(o.pins, func(p pin) bool { return p.last > taken }); i >= 0 && o.rd.block == nil {
+		o.rd.after = max(o.rd.after, log.Seq(o.pins[i].gen.id.First)-1)
+	}
 	o.mu.Unlock()
+	clock := o.chain.buffer.clock
+	up := clock.up()
+	now := clock.raw.Now()
 	var done []seen
 	var lost uint64 // copies up to here are nowhere to be found
 	for n < len(dst) && taken+1 < next && taken < limit {
@@ -193,7 +200,7 @@ func (o *Outbox) fill(dst []Delivery) (n int, err error) {
 			break
 		}
 		d := &dst[n]
-		found, err := parseRecord(rec, o.id, d)
+		found, err := parseRecord(rec, o.id, now.Add(o.rd.made-up), d)
 		if err != nil || !found {
 			continue // of other outboxes; a malformed one shows as a short block
 		}
@@ -208,7 +215,7 @@ func (o *Outbox) fill(dst []Delivery) (n int, err error) {
 			o.leaveBlock()
 		}
 	}
-	n, ok := o.handOut(dst[:n], taken, done)
+	n, ok := o.handOut(dst[:n], taken, done, now)
 	if ok && lost > taken {
 		o.lose(lost)
 	}
@@ -237,7 +244,7 @@ func (o *Outbox) turn(taken, next uint64) (lost uint64, err error) {
 	case s.first > taken+1:
 		return s.first - 1, nil
 	}
-	o.rd = readerSide{after: o.rd.after, block: b, next: s.first, last: s.last}
+	o.rd = readerSide{after: o.rd.after, block: b, next: s.first, last: s.last, made: o.chain.buffer.clock.made(b.Boot, b.Uptime)}
 	return 0, nil
 }
 
@@ -259,20 +266,15 @@ func (o *Outbox) lose(last uint64) {
 }
 
 // handOut makes copies known as handed out. Those that were settled before a
-// rewind are taken out of dst. It reports false, and hands out nothing, if copies
+// rewind are taken out of dst, and so are those that expired before they were
+// handed out for the first time; what may have been sent comes again as it was.
+// It reports false, and hands out nothing, if copies
 // that were read have been dropped at the same time.
-func (o *Outbox) handOut(dst []Delivery, taken uint64, done []seen) (n int, ok bool) {
+func (o *Outbox) handOut(dst []Delivery, taken uint64, done []seen, now time.Time) (n int, ok bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if len(o.voids) > 0 && taken >= o.voids[0].first {
-		// Read again from the generation that has what comes next.
-		o.rd = readerSide{}
-		for _, p := range o.pins {
-			if p.last > o.taken {
-				o.rd.after = log.Seq(p.gen.id.First) - 1
-				break
-			}
-		}
+		o.rd = readerSide{} // where the pin begins that has what comes next
 		o.reader.wake()
 		return 0, false
 	}
@@ -281,20 +283,25 @@ func (o *Outbox) handOut(dst []Delivery, taken uint64, done []seen) (n int, ok b
 			o.seen = append(o.seen, s)
 		}
 	}
+	if o.taken = max(o.taken, taken); o.taken > o.cursor {
+		o.grow(o.taken)
+	}
 	for i := range dst {
 		d := &dst[i]
 		if d.Ordinal <= o.cursor {
 			continue // dropped meanwhile
 		}
-		o.grow(d.Ordinal)
 		if o.window[d.Ordinal&uint64(len(o.window)-1)] != 0 {
 			continue
 		}
 		d.Dup = d.Ordinal <= o.dupTo
+		if d.Expiry > 0 && !d.Dup && now.Sub(d.Enqueued) > d.Expiry {
+			o.settle(d.Ordinal, DroppedExpired)
+			continue
+		}
 		dst[n] = *d
 		n++
 	}
-	o.taken = max(o.taken, taken)
 	if n < len(dst) {
 		o.advance()
 	}

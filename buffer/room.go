@@ -55,9 +55,6 @@ func (b *Buffer) missing(r *room, class Class) int64 {
 	if b.limits.MinFree > 0 {
 		over = max(over, b.limits.MinFree-r.free)
 	}
-	if b.chains[class].starved.Load() {
-		over = max(over, 1)
-	}
 	return over
 }
 
@@ -70,6 +67,7 @@ func (b *Buffer) keepRoom() error {
 	for class := range NumClasses {
 		c := b.chains[class]
 		full, err := b.makeRoom(class)
+		c.roomMade(false)
 		if err != nil {
 			return err
 		}
@@ -83,61 +81,60 @@ func (b *Buffer) keepRoom() error {
 // makeRoom drops generations until a class has room, unless nothing wants in.
 // It reports whether the class has to refuse messages.
 func (b *Buffer) makeRoom(class Class) (full bool, err error) {
-	defer b.chains[class].starved.Store(false)
+	starved := 2 * b.chains[class].starved() // a commit takes more than its block
 	for {
 		r, err := b.measure()
 		if err != nil {
 			return false, err
 		}
-		if b.missing(&r, class) <= 0 {
+		if starved <= 0 && b.missing(&r, class) <= 0 {
 			return false, nil
 		}
 		if b.limits.RejectNew {
 			return true, nil
 		}
-		if !b.chains[class].wanted() {
+		if !b.chains[class].wanted() && starved <= 0 {
 			return false, nil // with the next append it will be
 		}
-		dropped, err := b.dropOldest(class, &r)
-		if err != nil || !dropped {
+		freed, err := b.dropOldest(class, &r)
+		if err != nil || freed == 0 {
 			return true, err
 		}
-		b.chains[class].starved.Store(false)
+		starved -= freed
 	}
 }
 
 // dropOldest drops one generation of the least class that has more than its
-// reserve, but none above the class that needs the room.
-func (b *Buffer) dropOldest(above Class, r *room) (bool, error) {
+// reserve, but none above the class that needs the room. It returns how many
+// bytes that frees.
+func (b *Buffer) dropOldest(above Class, r *room) (freed int64, err error) {
 	for class := NumClasses; class > above; {
 		class--
 		if class != above && r.used[class] <= b.limits.Reserve[class] {
 			continue
 		}
 		c := b.chains[class]
-		g := c.oldestToDrop()
-		if g == nil {
-			continue
+		if g, bytes := c.oldestToDrop(); g != nil {
+			return max(bytes, 1), b.dropGeneration(c, g, DroppedOldest)
 		}
-		return true, b.dropGeneration(c, g, DroppedOldest)
 	}
-	return false, nil
+	return 0, nil
 }
 
 // dropOld drops the generations whose every message has expired, or is older
 // than its class keeps them.
 func (b *Buffer) dropOld() error {
-	now := b.now()
 	for class, c := range b.chains {
 		age := b.limits.MaxAge[class]
 		for _, info := range c.log.Generations() {
 			var out Outcome
-			switch expires := c.expires(info.ID); {
+			old := b.clock.age(info.Boot, info.Uptime)
+			switch lasts := c.lasts(info.ID); {
 			case info.Blocks == 0:
 				continue
-			case expires > 0 && now.UnixMilli() > int64(expires):
+			case lasts > 0 && old > lasts:
 				out = DroppedExpired
-			case age > 0 && now.Sub(info.Newest) > age:
+			case age > 0 && old > age:
 				out = DroppedAge
 			default:
 				continue
@@ -152,12 +149,13 @@ func (b *Buffer) dropOld() error {
 	return nil
 }
 
-// expires is when the last copy of a sealed generation expires, Unix ms, or 0.
-func (c *chain) expires(id log.GenID) uint64 {
+// lasts is how long after its last commit the last copy of a sealed generation
+// expires, or 0.
+func (c *chain) lasts(id log.GenID) time.Duration {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if g := c.gens[id]; g != nil && g.sealed.Load() {
-		return g.expires
+		return g.lasts
 	}
 	return 0
 }
@@ -190,17 +188,18 @@ func (c *chain) all() []*Outbox {
 	return all
 }
 
-// oldestToDrop is the oldest generation of which no copy is under way.
-func (c *chain) oldestToDrop() *generation {
+// oldestToDrop is the oldest generation of which no copy is under way, and its
+// bytes of disk.
+func (c *chain) oldestToDrop() (*generation, int64) {
 	for _, info := range c.log.Generations() {
 		if info.Blocks == 0 {
 			continue
 		}
 		if g := c.droppable(info.ID); g != nil {
-			return g
+			return g, info.DiskBytes
 		}
 	}
-	return nil
+	return nil, 0
 }
 
 // droppable returns a generation if none of its copies is under way: what may

@@ -3,9 +3,15 @@ package buffer
 import (
 	"errors"
 	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
+
+	"github.com/fieldferry/fieldferry/buffer/log"
 )
 
 // append1 appends one message of 1,000 bytes and returns how that ended.
@@ -231,4 +237,105 @@ func TestGenerationsExpireWhole(t *testing.T) {
 	clock.by.Store(int64(3 * time.Minute))
 	eventually(t, "both have expired", func() bool { return o.Ledger().Stored == 0 })
 	balance(t, o, Ledger{Accepted: 2, Dropped: map[string]uint64{"expired": 2}})
+}
+
+// countedStore counts updates.
+type countedStore struct {
+	metaStore
+	updates atomic.Int64
+}
+
+func (s *countedStore) Update(fn func(metaTx) error) error {
+	s.updates.Add(1)
+	return s.metaStore.Update(fn)
+}
+
+// fullDisk is full from when it is told so until a generation is removed.
+type fullDisk struct {
+	log.Disk
+	full    atomic.Bool
+	refused atomic.Int64
+}
+
+type fullGeneration struct {
+	log.Generation
+	disk *fullDisk
+}
+
+func (d *fullDisk) refuse() error {
+	if !d.full.Load() {
+		return nil
+	}
+	d.refused.Add(1)
+	return &os.PathError{Op: "write", Path: "x", Err: syscall.ENOSPC}
+}
+
+func (d *fullDisk) Create(id log.GenID) (log.Generation, error) {
+	if err := d.refuse(); err != nil {
+		return nil, err
+	}
+	g, err := d.Disk.Create(id)
+	return &fullGeneration{g, d}, err
+}
+
+func (g *fullGeneration) Put(first log.Seq, block []byte) error {
+	if err := g.disk.refuse(); err != nil {
+		return err
+	}
+	return g.Generation.Put(first, block)
+}
+
+func (d *fullDisk) Remove(id log.GenID) error {
+	d.full.Store(false)
+	return d.Disk.Remove(id)
+}
+
+// TestFullDiskMakesRoomFirst has a commit that finds no room: it is tried again
+// when the oldest generation is gone, and its publisher hears of nothing.
+func TestFullDiskMakesRoomFirst(t *testing.T) {
+	for _, reject := range []bool{false, true} {
+		dir := t.TempDir()
+		m, err := openMeta(dir, 4096, 0, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		disk := &fullDisk{}
+		var disks [NumClasses]log.Disk
+		for c := range disks {
+			if disks[c], err = log.Files(filepath.Join(dir, Class(c).String()), log.FileOptions{PageSize: 4096}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		disk.Disk, disks[Telemetry] = disks[Telemetry], disk
+		o := Options{Limits: Limits{RejectNew: reject}, GenerationBytes: 8 << 10, Free: func() (int64, error) { return 1 << 40, nil }}
+		b, err := open(m, disks, o.withDefaults())
+		if err != nil {
+			t.Fatal(err)
+		}
+		q := outbox(t, b, "cloud", Telemetry)
+		n := 0
+		for b.Stats().Generations < 4 {
+			n++
+			if err := append1(t, q, n); err != nil {
+				t.Fatal(err)
+			}
+		}
+		disk.full.Store(true)
+		err = append1(t, q, n+1)
+		l := q.Ledger()
+		if reject && (!errors.Is(err, ErrFull) || l.Stored != uint64(n)) {
+			t.Errorf("told %v, want ErrFull; %+v", err, l)
+		}
+		if !reject && (err != nil || l.Dropped["oldest"] == 0 || l.Stored+l.Dropped["oldest"] != uint64(n+1)) {
+			t.Errorf("told %v; %+v", err, l)
+		}
+		if disk.refused.Load() == 0 || l.Difference() != 0 {
+			t.Errorf("%d commits were refused; %+v", disk.refused.Load(), l)
+		}
+		disk.full.Store(false)
+		eventually(t, "there is room again", func() bool { return append1(t, q, n+2) == nil })
+		if err := b.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
 }

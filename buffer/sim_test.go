@@ -5,7 +5,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"iter"
 	"log/slog"
 	"maps"
 	"math/rand/v2"
@@ -29,8 +28,11 @@ var (
 // TestSimulation runs the buffer on a disk, a store and a clock of its own, in
 // which everything that can fail does, at random but from a seed: commits that
 // fail or whose fate is unknown, a full disk, crashes before and after every
-// write. After each crash a new buffer opens what is left. In the end everything that was acknowledged must have
-// come out, in order, or stand in the ledger as dropped.
+// write; a wall clock that begins in 1970, jumps by years and steps back; messages
+// that expire; a destination that stays far behind; a process that crashes again
+// and again. After each crash a new buffer opens what is left. In the end
+// everything that was acknowledged must have come out, in order, or stand in the
+// ledger as dropped, and nothing may have expired before its time.
 func TestSimulation(t *testing.T) {
 	first, n := uint64(1), uint64(*seeds)
 	if testing.Short() {
@@ -39,22 +41,24 @@ func TestSimulation(t *testing.T) {
 	if *seed != 0 {
 		first, n = *seed, 1
 	}
-	var crashes, delivered int
+	var crashes, delivered, rewritten, expired int
 	for s := first; s < first+n; s++ {
 		synctest.Test(t, func(t *testing.T) {
 			w := newWorld(t, s)
 			w.run()
 			crashes += w.crashes
 			delivered += w.delivered
+			rewritten += w.rewritten
+			expired += w.expired
 		})
 		if t.Failed() {
 			t.Fatalf("seed %d failed: run again with -seed %d", s, s)
 		}
 	}
-	if n > 50 && (crashes == 0 || delivered == 0) {
-		t.Errorf("%d crashes, %d deliveries: the simulation does nothing", crashes, delivered)
+	if n > 50 && min(crashes, delivered, rewritten, expired) == 0 {
+		t.Error("the simulation does nothing")
 	}
-	t.Logf("%d seeds, %d crashes, %d messages delivered", n, crashes, delivered)
+	t.Logf("%d seeds, %d crashes, %d messages delivered, %d expired, %d generations rewritten", n, crashes, delivered, expired, rewritten)
 }
 
 var errCrashed = errors.New("the machine is off")
@@ -70,17 +74,29 @@ type world struct {
 	dead   bool
 	disks  [NumClasses]*simDisk
 	rows   map[string]map[string][]byte
-	up     time.Time // when the machine was booted
+	clock  simClock
 
-	trace []string // what happened to the disk, for a seed that fails
+	rewritten int
+	trace     []string // what happened to the disk, for a seed that fails
 
 	// The model, of the test's goroutine.
 	b         *Buffer
 	options   Options
 	queues    []*queueModel
 	next      int
+	sent      map[int]*sentModel // messages that expire
 	crashes   int
 	delivered int
+	expired   int
+}
+
+// sentModel is what is known of a message that expires.
+type sentModel struct {
+	at     time.Time // of the append
+	stored time.Time // when its publisher heard of it
+	boot   uint64
+	expiry time.Duration
+	queues []*queueModel
 }
 
 // queueModel is what is known of one outbox.
@@ -94,18 +110,21 @@ type queueModel struct {
 	out    map[int]bool // came out
 	reader *Reader
 	open   []Delivery // handed out, not settled
+	lags   bool       // is rarely asked
 }
 
 func newWorld(t *testing.T, seed uint64) *world {
-	w := &world{t: t, seed: seed, rng: rand.New(rand.NewPCG(seed, 7)), rows: map[string]map[string][]byte{}, up: time.Now()}
+	w := &world{t: t, seed: seed, rng: rand.New(rand.NewPCG(seed, 7)), rows: map[string]map[string][]byte{}, sent: map[int]*sentModel{}}
+	w.clock.boot = 1
+	w.clock.up = time.Now()
 	for c := range w.disks {
 		w.disks[c] = &simDisk{w: w, class: Class(c), gens: map[log.GenID]*simGen{}}
 	}
 	for _, name := range buckets {
 		w.rows[name] = map[string][]byte{}
 	}
-	for i, class := range []Class{Telemetry, Telemetry, Alert} {
-		w.queues = append(w.queues, &queueModel{name: fmt.Sprintf("q%d", i), class: class,
+	for i, class := range []Class{Telemetry, Telemetry, Telemetry, Alert} {
+		w.queues = append(w.queues, &queueModel{name: fmt.Sprintf("q%d", i), class: class, lags: i == 2,
 			acked: map[int]bool{}, failed: map[int]bool{}, out: map[int]bool{}})
 	}
 	w.options = Options{
@@ -121,9 +140,6 @@ func newWorld(t *testing.T, seed uint64) *world {
 	}
 	return w
 }
-
-func (w *world) Now() time.Time                  { return time.Now() }
-func (w *world) Uptime() (time.Duration, uint64) { return time.Since(w.up), w.seed }
 
 // note adds to the trace. w.mu is held.
 func (w *world) note(format string, args ...any) {
@@ -166,172 +182,6 @@ func (w *world) write(what string, apply func()) (err error) {
 	return nil
 }
 
-type simDisk struct {
-	w     *world
-	class Class
-	gens  map[log.GenID]*simGen
-}
-
-type simGen struct {
-	w      *world
-	class  Class
-	firsts []log.Seq
-	blocks [][]byte
-}
-
-func (d *simDisk) List() ([]log.GenID, error) {
-	d.w.mu.Lock()
-	defer d.w.mu.Unlock()
-	return slices.SortedFunc(maps.Keys(d.gens), log.GenID.Compare), nil
-}
-
-func (d *simDisk) Create(id log.GenID) (log.Generation, error) {
-	d.w.mu.Lock()
-	defer d.w.mu.Unlock()
-	g := &simGen{w: d.w, class: d.class}
-	if d.gens[id] != nil {
-		return nil, fmt.Errorf("%s is there already", id)
-	}
-	if err := d.w.write(fmt.Sprint("create ", d.class, id), func() { d.gens[id] = g }); err != nil {
-		return nil, err
-	}
-	return g, nil
-}
-
-func (d *simDisk) Open(id log.GenID) (log.Generation, error) {
-	d.w.mu.Lock()
-	defer d.w.mu.Unlock()
-	switch g := d.gens[id]; {
-	case d.w.dead:
-		return nil, errCrashed
-	case g == nil:
-		return nil, fmt.Errorf("open %s: %w", id, os.ErrNotExist)
-	default:
-		return g, nil
-	}
-}
-
-func (d *simDisk) Remove(id log.GenID) error {
-	d.w.mu.Lock()
-	defer d.w.mu.Unlock()
-	return d.w.write(fmt.Sprint("remove ", d.class, id), func() { delete(d.gens, id) })
-}
-
-func (d *simDisk) DiskBytes(id log.GenID) int64 {
-	d.w.mu.Lock()
-	defer d.w.mu.Unlock()
-	n := int64(0)
-	if g := d.gens[id]; g != nil {
-		for _, b := range g.blocks {
-			n += int64(len(b))
-		}
-	}
-	return n
-}
-
-// Nothing is ever damaged here, so nothing may be repaired; TestDamage does that.
-func (d *simDisk) Salvage(id log.GenID, _ func([]byte) int) error {
-	return fmt.Errorf("salvage of %s", id)
-}
-func (d *simDisk) SetAside(id log.GenID) error { return fmt.Errorf("%s set aside", id) }
-func (d *simDisk) Replace(id log.GenID, _ iter.Seq2[log.Seq, []byte]) error {
-	return fmt.Errorf("%s replaced", id)
-}
-
-func (g *simGen) Put(first log.Seq, block []byte) error {
-	g.w.mu.Lock()
-	defer g.w.mu.Unlock()
-	apply := func() {
-		g.firsts = append(g.firsts, first)
-		g.blocks = append(g.blocks, bytes.Clone(block))
-	}
-	if g.w.chance(60) { // an error, and nobody knows what was written
-		if g.w.rng.IntN(2) == 0 {
-			apply()
-			g.w.note("put %s %s fails, done", g.class, first)
-		} else {
-			g.w.note("put %s %s fails", g.class, first)
-		}
-		return errors.New("input/output error")
-	}
-	return g.w.write(fmt.Sprint("put ", g.class, first), apply)
-}
-
-func (g *simGen) Scan(from log.Seq, fn func(log.Seq, []byte) bool) error {
-	g.w.mu.Lock()
-	i, _ := slices.BinarySearch(g.firsts, from)
-	firsts, blocks, dead := slices.Clone(g.firsts[i:]), slices.Clone(g.blocks[i:]), g.w.dead
-	g.w.mu.Unlock()
-	if dead {
-		return errCrashed
-	}
-	for i := range firsts {
-		if !fn(firsts[i], blocks[i]) {
-			break
-		}
-	}
-	return nil
-}
-
-func (g *simGen) Close() error { return nil }
-
-// The store: rows in memory, an update at once or not at all.
-type simTx struct {
-	w    *world
-	rows map[string]map[string][]byte
-}
-
-func (w *world) Update(fn func(metaTx) error) error {
-	w.mu.Lock()
-	rows := make(map[string]map[string][]byte)
-	for name, bucket := range w.rows {
-		rows[name] = maps.Clone(bucket)
-	}
-	w.mu.Unlock()
-	// As in bbolt, one update at a time; the buffer's locks are taken inside.
-	if err := fn(simTx{w, rows}); err != nil {
-		return err
-	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.write("save", func() { w.rows = rows })
-}
-
-func (w *world) View(fn func(metaTx) error) error { return fn(simTx{w, w.rows}) }
-func (w *world) Close() error                     { return nil }
-func (w *world) DiskBytes() int64                 { return 0 }
-
-func (t simTx) Get(bucket string, key []byte) []byte { return t.rows[bucket][string(key)] }
-func (t simTx) Put(bucket string, key, value []byte) error {
-	t.rows[bucket][string(key)] = bytes.Clone(value)
-	return nil
-}
-func (t simTx) Delete(bucket string, key []byte) error {
-	delete(t.rows[bucket], string(key))
-	return nil
-}
-func (t simTx) Rows(bucket string) iter.Seq2[[]byte, []byte] {
-	return func(yield func(k, v []byte) bool) {
-		for _, k := range slices.Sorted(maps.Keys(t.rows[bucket])) {
-			if !yield([]byte(k), t.rows[bucket][k]) {
-				return
-			}
-		}
-	}
-}
-
-// lockedStore lets one update happen at a time.
-type lockedStore struct {
-	mu sync.Mutex
-	*world
-}
-
-func (s *lockedStore) Update(fn func(metaTx) error) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.world.Update(fn)
-}
-
 func (w *world) run() {
 	defer func() {
 		if w.t.Failed() {
@@ -340,20 +190,35 @@ func (w *world) run() {
 	}()
 	defer w.stop()
 	lives := 3 + w.rng.IntN(6)
-	for range lives {
+	short := 0 // lives in a row that crash soon
+	for life := 0; life < lives; life++ {
 		w.mu.Lock()
 		w.faults = true
 		w.mu.Unlock()
-		if !w.start() {
+		if w.reboot(); !w.start() {
 			continue // it crashed again while it opened
 		}
-		for range 20 + w.rng.IntN(60) {
+		steps := 20 + w.rng.IntN(60)
+		if short == 0 && w.rng.IntN(4) == 0 {
+			short = 2 + w.rng.IntN(8)
+			lives += short
+		}
+		if short > 0 {
+			short--
+			steps = 3
+		}
+		for range steps {
 			if w.off() {
 				break
 			}
 			w.step()
 			synctest.Wait()
 			w.check()
+		}
+		if short > 0 {
+			w.mu.Lock()
+			w.crash()
+			w.mu.Unlock()
 		}
 		w.stop()
 	}
@@ -444,6 +309,9 @@ func (r told) Stored(err error) {
 	if r.w.dead {
 		return // nobody is there to hear it
 	}
+	if s := r.w.sent[r.n]; s != nil {
+		s.stored, s.boot = time.Now(), r.w.clock.boot
+	}
 	for _, q := range r.queues {
 		switch {
 		case errors.Is(err, ErrFull):
@@ -456,20 +324,27 @@ func (r told) Stored(err error) {
 }
 
 func (w *world) step() {
-	switch w.rng.IntN(10) {
+	q := w.queues[w.rng.IntN(len(w.queues))]
+	if q.lags && w.rng.IntN(5) > 0 {
+		q = w.queues[0]
+	}
+	switch w.rng.IntN(11) {
 	case 0, 1, 2, 3:
 		w.append(1 + w.rng.IntN(5))
 	case 4, 5, 6:
-		w.take(w.queues[w.rng.IntN(len(w.queues))])
+		w.take(q)
 	case 7:
-		q := w.queues[w.rng.IntN(len(w.queues))]
 		w.settle(q, len(q.open))
 	case 8:
-		q := w.queues[w.rng.IntN(len(w.queues))]
 		q.reader.Rewind()
 		q.open = nil
 	case 9:
 		time.Sleep(time.Duration(w.rng.IntN(4000)) * time.Millisecond)
+	case 10:
+		if w.rng.IntN(3) == 0 {
+			time.Sleep(25 * time.Second) // long enough to tidy up
+		}
+		w.jump()
 	}
 	if w.rng.IntN(200) == 0 {
 		w.mu.Lock()
@@ -486,11 +361,20 @@ func (w *world) append(n int) {
 			to = append(to, q)
 		}
 	}
+	w.mu.Lock()
+	w.note("append %d to %d to %d queues", w.next+1, w.next+n, len(to))
+	w.mu.Unlock()
 	for range n {
 		w.next++
 		m := &Message{Topic: "t", Payload: fmt.Appendf(nil, "%d %s", w.next, bytes.Repeat([]byte("x"), w.rng.IntN(200))), Urgent: w.rng.IntN(2) == 0}
 		for _, q := range to {
 			m.Copies = append(m.Copies, Copy{Outbox: q.o})
+		}
+		if w.rng.IntN(4) == 0 {
+			m.Expiry = []time.Duration{3 * time.Second, 20 * time.Second, time.Minute, 20 * time.Minute}[w.rng.IntN(4)]
+			w.mu.Lock()
+			w.sent[w.next] = &sentModel{at: time.Now(), expiry: m.Expiry, queues: to}
+			w.mu.Unlock()
 		}
 		if err := w.b.Append(w.t.Context(), class, m, told{w, w.next, to}); err != nil && !errors.Is(err, ErrFull) {
 			w.t.Fatalf("seed %d: append: %v", w.seed, err)
@@ -515,17 +399,23 @@ func (w *world) take(q *queueModel) {
 		if _, err := fmt.Sscan(string(d.Payload), &i); err != nil {
 			w.t.Fatalf("seed %d: payload %q", w.seed, d.Payload)
 		}
+		if s := w.sent[i]; s != nil && !d.Dup && s.boot == w.clock.boot && time.Since(s.stored) > s.expiry {
+			w.t.Fatalf("seed %d: %s: %d came out %v after it was stored, it was good for %v", w.seed, q.name, i, time.Since(s.stored), s.expiry)
+		}
 		switch {
 		case q.failed[i]:
 			w.t.Fatalf("seed %d: %s: %d came out, and its publisher was told that it is not stored", w.seed, q.name, i)
 		case q.out[i]:
-		case i <= q.last:
+		case i <= q.last && (w.sent[i] == nil || time.Since(w.sent[i].at) <= w.sent[i].expiry):
+			// (One that had expired, but not durably, and which a wrong clock brings
+			// back, comes with all that come again.)
 			w.t.Fatalf("seed %d: %s: %d comes after %d", w.seed, q.name, i, q.last)
 		default:
-			q.last = i
+			q.last = max(q.last, i)
 			q.out[i] = true
 			w.delivered++
 		}
+		w.note("%s: %d comes as %d, dup %t", q.name, i, d.Ordinal, d.Dup)
 		if k := len(q.open); k > 0 && q.open[k-1].Ordinal >= d.Ordinal {
 			w.t.Fatalf("seed %d: %s: ordinal %d comes after %d", w.seed, q.name, d.Ordinal, q.open[k-1].Ordinal)
 		}
@@ -563,6 +453,15 @@ func (w *world) check() {
 		}
 		if stored := q.o.recount(); l.Stored != stored {
 			w.t.Fatalf("seed %d: %s: %d copies are in the log: %+v", w.seed, q.name, stored, l)
+		}
+		var old uint64
+		for _, s := range w.sent {
+			if slices.Contains(s.queues, q) && time.Since(s.at) > s.expiry {
+				old++
+			}
+		}
+		if l.Dropped["expired"] > old {
+			w.t.Fatalf("seed %d: %s: %d copies have expired, %d can have: %+v", w.seed, q.name, l.Dropped["expired"], old, l)
 		}
 		if l.Dropped["quarantined"] != 0 {
 			w.t.Fatalf("seed %d: %s: copies were lost on a sound disk: %+v", w.seed, q.name, l)
@@ -610,6 +509,7 @@ func (w *world) finish() {
 		for _, n := range l.Dropped {
 			dropped += n
 		}
+		w.expired += int(l.Dropped["expired"])
 		if uint64(len(q.acked)) > dropped {
 			missing := slices.Sorted(maps.Keys(q.acked))
 			w.t.Errorf("seed %d: %s: %d acknowledged messages never came out, %d are counted as dropped; first %v", w.seed, q.name, len(q.acked), dropped, missing[:min(5, len(missing))])

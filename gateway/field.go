@@ -106,11 +106,6 @@ func (f *field) Status(ctx context.Context, s adapters.Status) error {
 	d.mu.Lock()
 	d.last.Known, d.last.Online, d.last.Reason, d.last.Since = true, s.Online, s.Reason, s.Time
 	d.mu.Unlock()
-	level := slog.LevelInfo
-	if !s.Online {
-		level = slog.LevelWarn
-	}
-	f.log.Log(ctx, level, "device status", "device", s.Device.Name, "online", s.Online, "reason", s.Reason)
 	return f.publish(ctx, d.status, f.format.AppendStatus(nil, s), true)
 }
 

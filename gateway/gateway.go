@@ -13,9 +13,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"path/filepath"
 	"sync"
+	"syscall"
 
 	"github.com/fieldferry/fieldferry/adapters"
 	"github.com/fieldferry/fieldferry/bridge"
@@ -37,6 +39,7 @@ type Gateway struct {
 	buffer  *buffer.Buffer
 	broker  *localbroker.Broker
 	bridges []*upstream
+	alarms  *alarms
 	field   *field
 	links   []adapters.Link
 
@@ -67,7 +70,7 @@ func Open(c *config.Config, o Options) (*Gateway, error) {
 func (g *Gateway) open() (err error) {
 	c := g.config
 	if g.buffer, err = buffer.Open(filepath.Join(c.Gateway.DataDir, "buffer"), bufferOptions(&c.Buffer, g.log.With("part", "buffer"))); err != nil {
-		return fmt.Errorf("gateway.data_dir %s: %w", c.Gateway.DataDir, err)
+		return dataDirError(c, err)
 	}
 	var routes router
 	for i := range c.Bridges {
@@ -79,11 +82,34 @@ func (g *Gateway) open() (err error) {
 		routes = append(routes, u.mapper)
 	}
 	g.broker = localbroker.New(brokerOptions(&c.Broker, routes, g.buffer, g.log.With("part", "broker")))
+	if g.alarms, err = newAlarms(c, g.buffer, g.broker, g.log.With("part", "alarms")); err != nil {
+		return err
+	}
 	g.field = newField(g.broker, &c.Payload, g.log.With("part", "field"))
 	if g.links, err = openLinks(c, g.field, g.log); err != nil {
 		return err
 	}
 	return listen(g.broker, &c.Broker)
+}
+
+// dataDirError says what to do about a data folder that cannot be used.
+func dataDirError(c *config.Config, err error) error {
+	where := "gateway.data_dir"
+	if pos, there := c.Position("gateway", "data_dir"); there {
+		where = pos.String() + ": " + where
+	}
+	hint := ""
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		hint = "; the user that the gateway runs as must own the folder: chown it, or set another one"
+	case errors.Is(err, syscall.ENOTDIR):
+		hint = "; there is a file of that name: remove it, or set another folder"
+	case errors.Is(err, syscall.EROFS):
+		hint = "; that disk cannot be written: set a folder on another one"
+	case errors.Is(err, syscall.ENOSPC):
+		hint = "; make room on that disk, or set a folder on another one"
+	}
+	return fmt.Errorf("%s %s: %w%s", where, c.Gateway.DataDir, err, hint)
 }
 
 // Run runs the gateway until ctx ends. It stops the links first, so that what
@@ -98,6 +124,7 @@ func (g *Gateway) Run(ctx context.Context) error {
 	}
 	broker := newStage(ctx, fail)
 	broker.run("broker", g.broker.Run)
+	broker.run("alarms", g.alarms.Run)
 	links := newStage(ctx, fail)
 	for _, l := range g.links {
 		links.run("adapter "+l.String(), func(ctx context.Context) error { return l.Run(ctx, g.field) })

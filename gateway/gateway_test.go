@@ -223,7 +223,7 @@ func TestWhatIsMissingKeepsTheGatewayFromStarting(t *testing.T) {
 		"adapters: {l: {modbus: \"tcp://127.0.0.1:502\", devices: {d: {unit_id: 1, points: {v: {holding: 0, as: int16, deadband: 2}}}}}}":             "deadbands are not",
 		"payload: {format: full}":         "payload.format: full",
 		"commands: {enabled: true}":       "commands: commands",
-		"alarms: {webhook: \"http://x\"}": "alarms: alarms",
+		"alarms: {webhook: \"http://x\"}": "alarms.webhook: ",
 	} {
 		if !strings.HasPrefix(text, "broker") && !strings.HasPrefix(text, "adapters") {
 			text += "\nbroker: {listeners: [{name: plain, listen: \"127.0.0.1:0\"}]}"

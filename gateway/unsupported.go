@@ -19,16 +19,17 @@ func Unsupported(c *config.Config) []config.Problem {
 	if pos, there := c.Position("commands"); there && c.Commands.Enabled {
 		u.add(pos, "commands", "commands to devices are")
 	}
-	if pos, there := c.Position("alarms"); there {
-		u.add(pos, "alarms", "alarms are")
+	if pos, there := c.Position("alarms", "webhook"); there {
+		u.add(pos, "alarms.webhook", "telling a webhook of alarms is")
 	}
+	u.problems = append(u.problems, alarmProblems(c)...)
 	u.broker(c)
 	for i := range c.Adapters {
 		u.adapter(&c.Adapters[i])
 	}
 	u.payload(&c.Payload)
 	for i := range c.Bridges {
-		u.bridge(&c.Bridges[i])
+		u.bridge(c, &c.Bridges[i])
 	}
 	return u.problems
 }
@@ -45,11 +46,21 @@ func (u *unsupported) add(pos config.Pos, what, these string) {
 
 func (u *unsupported) broker(c *config.Config) {
 	b := &c.Broker
+	at := func(path ...string) config.Pos {
+		pos, _ := c.Position(path...)
+		return pos
+	}
 	if b.PasswordFile != "" {
-		u.add(b.Pos, "broker.password_file", "passwords are")
+		u.add(at("broker", "password_file"), "broker.password_file", "passwords are")
 	}
 	if b.ACLFile != "" {
-		u.add(b.Pos, "broker.acl_file", "access lists are")
+		u.add(at("broker", "acl_file"), "broker.acl_file", "access lists are")
+	}
+	if pos, there := c.Position("broker", "sys_interval"); there && b.SysInterval > 0 {
+		u.add(pos, "broker.sys_interval", "$SYS topics are")
+	}
+	if pos, there := c.Position("broker", "limits", "session_expiry"); there {
+		u.add(pos, "broker.limits.session_expiry", "sessions that outlive their connection are")
 	}
 	if b.JWT != nil {
 		u.add(b.JWT.Pos, "broker.jwt", "tokens are")
@@ -139,30 +150,34 @@ func (u *unsupported) payload(p *config.Payload) {
 	}
 }
 
-func (u *unsupported) bridge(b *config.Bridge) {
+func (u *unsupported) bridge(c *config.Config, b *config.Bridge) {
 	what := "bridges." + b.Name
+	at := func(key string) config.Pos {
+		pos, _ := c.Position("bridges", b.Name, key)
+		return pos
+	}
 	for _, url := range b.Upstream {
 		if url.Scheme != "mqtt" {
-			u.add(b.Pos, what+".upstream: "+url.Redacted(), "upstreams other than mqtt:// are")
+			u.add(at("upstream"), what+".upstream: "+url.Redacted(), "upstreams other than mqtt:// are")
 		}
 	}
 	if !b.TLS.Pos.IsZero() {
 		u.add(b.TLS.Pos, what+".tls", "TLS to the upstream is")
 	}
 	if b.Proxy != nil {
-		u.add(b.Pos, what+".proxy", "proxies are")
+		u.add(at("proxy"), what+".proxy", "proxies are")
 	}
 	if b.Connections > 1 {
-		u.add(b.Pos, what+".connections", "several connections of one bridge are")
+		u.add(at("connections"), what+".connections", "several connections of one bridge are")
 	}
 	if b.Limit.MessagesPerSecond > 0 || b.Limit.BytesPerSecond > 0 {
 		u.add(b.Limit.Pos, what+".limit", "rate limits are")
 	}
 	if b.LiveFirst {
-		u.add(b.Pos, what+".replay: live-first", "another order than ordered is")
+		u.add(at("replay"), what+".replay: live-first", "another order than ordered is")
 	}
 	if b.DropLost {
-		u.add(b.Pos, what+".on_lost_session: drop", "dropping is")
+		u.add(at("on_lost_session"), what+".on_lost_session: drop", "dropping is")
 	}
 	for _, d := range b.Data {
 		given := !d.Pos.IsZero()

@@ -1,7 +1,6 @@
 package gateway
 
 import (
-	"fmt"
 	"log/slog"
 	"slices"
 	"strings"
@@ -79,8 +78,15 @@ func mapperOptions(c *config.Config, b *config.Bridge, outboxes bridge.Outboxes,
 	}
 	if c.Gateway.Zone != "" || !strings.Contains(b.Topic, "{zone}") {
 		taken := slices.ContainsFunc(o.Devices, func(d bridge.Device) bool { return d.ID == c.Gateway.ID })
-		if !taken { // the gateway's own status
-			o.Devices = append(o.Devices, bridge.Device{ID: c.Gateway.ID, Zone: c.Gateway.Zone, Type: "gateway"})
+		if !taken {
+			// The gateway's own status has a topic like a device's. Only the bridge
+			// publishes it: what local clients publish as the gateway stays here.
+			down := bridge.Down
+			own := bridge.Device{ID: c.Gateway.ID, Zone: c.Gateway.Zone, Type: "gateway", Data: make(map[string]bridge.Override)}
+			for name := range o.Data {
+				own.Data[name] = bridge.Override{Direction: &down}
+			}
+			o.Devices = append(o.Devices, own)
 		}
 	}
 	for _, f := range b.Forward {
@@ -124,8 +130,8 @@ func presence(c *config.Config, m *bridge.Mapper) *bridge.Presence {
 		return nil
 	}
 	format := payloadConfig(&c.Payload)
-	return &bridge.Presence{Topic: topic, Payload: func(online bool, reason string) []byte {
-		return format.AppendStatus(nil, adapters.Status{Online: online, Reason: reason, Time: time.Now()})
+	return &bridge.Presence{Topic: topic, Payload: func(online bool, reason string, at time.Time) []byte {
+		return format.AppendStatus(nil, adapters.Status{Online: online, Reason: reason, Time: at})
 	}}
 }
 
@@ -149,11 +155,4 @@ func bufferOptions(b *config.Buffer, log *slog.Logger) buffer.Options {
 		}
 	}
 	return o
-}
-
-func (d DeviceStatus) String() string {
-	if d.Online {
-		return d.ID + " online"
-	}
-	return fmt.Sprintf("%s offline (%s)", d.ID, d.Reason)
 }

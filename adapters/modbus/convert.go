@@ -6,6 +6,7 @@ import (
 	"math"
 	"math/bits"
 	"slices"
+	"unicode/utf8"
 
 	"github.com/fieldferry/fieldferry/adapters"
 )
@@ -49,7 +50,7 @@ func (c *converter) value(b []byte, exp int) (adapters.Value, adapters.Quality, 
 		return c.one(b, 0)
 	}
 	if c.typ == String {
-		return c.string(b), adapters.Good, ""
+		return c.string(b)
 	}
 	if c.list == nil {
 		return c.one(b, exp)
@@ -189,7 +190,7 @@ func (c *converter) raw(b []byte) uint64 {
 }
 
 // string returns the text in b, as the value of the last poll if it is the same.
-func (c *converter) string(b []byte) adapters.Value {
+func (c *converter) string(b []byte) (adapters.Value, adapters.Quality, string) {
 	if c.swapBytes {
 		b = slices.Clone(b) // other points may lie in the same registers
 		for i := 0; i+1 < len(b); i += 2 {
@@ -201,10 +202,14 @@ func (c *converter) string(b []byte) adapters.Value {
 		b = b[:end]
 	}
 	b = bytes.TrimRight(b, " ")
-	if c.text.Kind() != adapters.KindString || c.text.Text() != string(b) {
-		c.text = adapters.String(string(b))
+	if c.text.Kind() == adapters.KindString && c.text.Text() == string(b) {
+		return c.text, adapters.Good, ""
 	}
-	return c.text
+	if !utf8.Valid(b) {
+		return adapters.Value{}, adapters.Bad, adapters.ReasonNotText
+	}
+	c.text = adapters.String(string(b))
+	return c.text, adapters.Good, ""
 }
 
 func finite(f float64) bool { return !math.IsNaN(f) && !math.IsInf(f, 0) }

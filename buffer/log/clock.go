@@ -8,6 +8,13 @@ type Clock interface {
 	// Now is the wall clock.
 	Now() time.Time
 	// Uptime is the time since the machine booted, sleep included, and the id
-	// of that boot.
+	// of that boot, which is not 0.
 	Uptime() (since time.Duration, boot uint64)
+}
+
+// SyncedClock is a Clock that knows whether something keeps its wall clock right,
+// such as NTP.
+type SyncedClock interface {
+	Clock
+	Synced() bool
 }

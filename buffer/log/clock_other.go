@@ -2,12 +2,21 @@
 
 package log
 
-import "time"
+import (
+	"math/rand/v2"
+	"sync"
+	"time"
+)
 
-// SystemClock is the machine's clock. Uptime is known on Linux only; elsewhere
-// it is 0 of boot 0.
+// SystemClock is the machine's clock. The uptime is known on Linux only;
+// elsewhere each process takes itself for a boot.
 type SystemClock struct{}
 
 func (SystemClock) Now() time.Time { return time.Now() }
 
-func (SystemClock) Uptime() (time.Duration, uint64) { return 0, 0 }
+var process = sync.OnceValues(func() (time.Time, uint64) { return time.Now(), rand.Uint64() | 1 })
+
+func (SystemClock) Uptime() (time.Duration, uint64) {
+	began, id := process()
+	return time.Since(began), id
+}

@@ -91,10 +91,38 @@ func (l *Log) commit() {
 	}
 }
 
-// store puts the block into the generation that is being written, or into a new
-// one. A file that failed is never written again: nobody knows what a later sync
-// would make of it. A full one is tried again with the next block.
+// store makes a block durable. Where the disk is full the owner may make room,
+// once.
 func (l *Log) store(b *batch) (GenID, error) {
+	id, err := l.put(b)
+	if NoSpace(err) && l.awaitRoom(len(b.bytes)) {
+		id, err = l.put(b)
+	}
+	return id, err
+}
+
+// awaitRoom lets the owner make room. It reports false if the generation that the
+// block was to go to was ended for that: the block was not made to begin one.
+func (l *Log) awaitRoom(need int) bool {
+	made := l.owner.MakeRoom(need)
+	for {
+		select {
+		case <-made:
+			return true
+		case ack := <-l.rotate:
+			begun := l.active != nil && l.active.Blocks > 0
+			ack <- l.seal()
+			if begun {
+				return false
+			}
+		}
+	}
+}
+
+// put writes the block to the generation that is being written, or to a new one.
+// A file that failed is never written again: nobody knows what a later sync would
+// make of it. A full one is tried again with the next block.
+func (l *Log) put(b *batch) (GenID, error) {
 	if b.fresh && l.active != nil && l.active.Blocks > 0 {
 		if err := l.seal(); err != nil {
 			return GenID{}, err

@@ -2,6 +2,7 @@ package log
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"iter"
@@ -17,35 +18,42 @@ import (
 // writes and that is only read afterwards.
 type GenID struct {
 	Epoch uint32 // the process life
-	First uint64 // the sequence number its first block begins with
+	First uint64 // the sequence number its first block began with
+	Rev   uint32 // 0 as it was written; higher the later it was rewritten
 }
 
-func (id GenID) String() string { return fmt.Sprintf("g-%08x-%016x", id.Epoch, id.First) }
-
-// Compare orders generations as they were written.
-func (id GenID) Compare(other GenID) int {
-	switch {
-	case id.First < other.First:
-		return -1
-	case id.First > other.First:
-		return 1
+func (id GenID) String() string {
+	s := fmt.Sprintf("g-%08x-%016x", id.Epoch, id.First)
+	if id.Rev > 0 {
+		s += fmt.Sprintf("-r%d", id.Rev)
 	}
-	return 0
+	return s
+}
+
+// Compare orders generations by what they hold, and then by revision.
+func (id GenID) Compare(other GenID) int {
+	return cmp.Or(cmp.Compare(id.First, other.First), cmp.Compare(id.Rev, other.Rev))
 }
 
 func parseGenID(name string) (id GenID, ok bool) {
-	n, err := fmt.Sscanf(name, "g-%08x-%016x", &id.Epoch, &id.First)
-	return id, err == nil && n == 2 && name == id.String()
+	// Fewer than three are found where there is no revision.
+	n, _ := fmt.Sscanf(name, "g-%08x-%016x-r%d", &id.Epoch, &id.First, &id.Rev)
+	return id, n >= 2 && name == id.String()
 }
 
 // Disk keeps the generations of one log. It is called by one goroutine at a
-// time for Create and Remove; List and Open may be called concurrently.
+// time for Create; the others may be called concurrently, but not for one
+// generation.
 type Disk interface {
-	// List returns the generations there are, oldest first.
+	// List returns the generations there are, in the order of Compare.
 	List() ([]GenID, error)
 	// Create makes a new, empty generation. The file's name is durable on
 	// return.
 	Create(GenID) (Generation, error)
+	// Write makes a generation that holds the given blocks, each of which stays as
+	// it is until then. It is whole and durable on return of nil; otherwise a part
+	// of it may be there.
+	Write(id GenID, blocks iter.Seq2[Seq, []byte]) error
 	// Open opens a generation for reading.
 	Open(GenID) (Generation, error)
 	// Remove deletes a generation, if it is there. It stays away on return of nil.
@@ -160,7 +168,7 @@ func (f *files) create(path string) (*file, error) {
 		// What was made of the file holds no block.
 		return nil, errors.Join(err, removeIfThere(path))
 	}
-	db.AllocSize = 1 << 20
+	db.AllocSize = 4 << 20 // each time the file grows costs a sync; what is not written takes no room
 	return &file{db}, nil
 }
 
@@ -215,27 +223,56 @@ func (f *files) Replace(id GenID, blocks iter.Seq2[Seq, []byte]) error {
 	if err := removeIfThere(repaired); err != nil {
 		return err
 	}
-	g, err := f.create(repaired)
-	if err != nil {
-		return err
-	}
-	err = Guard(func() error {
-		return g.db.Update(func(tx *bbolt.Tx) error {
-			for first, block := range blocks {
-				if err := put(tx, first, block); err != nil {
-					return err
-				}
-			}
-			return nil
-		})
-	})
-	if err := errors.Join(err, g.Close(), SyncDir(f.dir)); err != nil {
+	if err := f.write(repaired, blocks); err != nil {
 		return errors.Join(err, removeIfThere(repaired))
 	}
 	if err := SetAside(f.path(id)); err != nil {
 		return err
 	}
 	return errors.Join(os.Rename(repaired, f.path(id)), SyncDir(f.dir))
+}
+
+func (f *files) Write(id GenID, blocks iter.Seq2[Seq, []byte]) error {
+	return f.write(f.path(id), blocks)
+}
+
+// write makes a file of blocks. Nothing counts on the file before it is whole, so
+// it is synced once, at the end.
+func (f *files) write(path string, blocks iter.Seq2[Seq, []byte]) error {
+	const perTx = 1 << 20 // bytes; a transaction holds them in memory
+	g, err := f.create(path)
+	if err != nil {
+		return err
+	}
+	g.db.NoSync = true
+	var firsts []Seq
+	var waiting [][]byte
+	held := 0
+	flush := func() error {
+		err := g.db.Update(func(tx *bbolt.Tx) error {
+			for i, first := range firsts {
+				if err := put(tx, first, waiting[i]); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		firsts, waiting, held = firsts[:0], waiting[:0], 0
+		return err
+	}
+	err = Guard(func() error {
+		for first, block := range blocks {
+			firsts, waiting, held = append(firsts, first), append(waiting, block), held+len(block)
+			if held < perTx {
+				continue
+			}
+			if err := flush(); err != nil {
+				return err
+			}
+		}
+		return errors.Join(flush(), g.db.Sync())
+	})
+	return errors.Join(err, g.Close(), SyncDir(f.dir))
 }
 
 // finishReplacing ends what a crash has cut in Replace: a repaired file takes the
@@ -251,7 +288,7 @@ func (f *files) finishReplacing() error {
 			continue
 		}
 		repaired, path := filepath.Join(f.dir, e.Name()), filepath.Join(f.dir, name+fileSuffix)
-		if _, err := os.Lstat(path); errors.Is(err, os.ErrNotExist) {
+		if _, gone := os.Lstat(path); errors.Is(gone, os.ErrNotExist) {
 			err = os.Rename(repaired, path)
 		} else {
 			err = os.Remove(repaired)
@@ -308,7 +345,18 @@ func put(tx *bbolt.Tx, first Seq, block []byte) error {
 		return err
 	}
 	b.FillPercent = 1
-	return b.Put(blockKey, block)
+	return b.Put(blockKey, pad(block))
+}
+
+// pad makes a block end where what bbolt puts behind it is aligned. A small bucket
+// lies within a page of its parent, and bbolt copies one that is not aligned to
+// the heap, where damaged lengths lead to other things than a fault.
+func pad(block []byte) []byte {
+	const beside = 16 + 16 + 16 + 1 // headers of bucket, page and element, and the key
+	for (beside+len(block))%8 != 0 {
+		block = append(block, 0)
+	}
+	return block
 }
 
 func (g *file) Scan(from Seq, fn func(Seq, []byte) bool) error {

@@ -26,7 +26,7 @@ const (
 	defaultBlockBytes      = 256 << 10
 	defaultBlockRecords    = 4096
 	defaultQueueBytes      = 4 << 20
-	defaultCacheBytes      = 4 << 20
+	defaultCacheBytes      = 1 << 20
 )
 
 // Options of a log; the zero value works.
@@ -38,7 +38,7 @@ type Options struct {
 	BlockBytes      int           // a commit takes at most this much, or one record; 0 is 256 KiB
 	BlockRecords    int           // and at most this many records; 0 is 4096
 	QueueBytes      int           // what may wait for a commit before Append blocks; 0 is 4 MiB
-	CacheBytes      int           // newest blocks held in memory for readers; 0 is 4 MiB
+	CacheBytes      int           // newest blocks held in memory for readers; 0 is 1 MiB
 	Clock           Clock         // nil is SystemClock
 	Logger          *slog.Logger  // nil discards
 }
@@ -51,8 +51,7 @@ type Entry struct {
 }
 
 // Owner is what stands above a log and knows what the records mean. Directory is
-// called by one goroutine, Committed and Sealed by another; none may call the
-// log.
+// called by one goroutine, the other methods by another; none may call the log.
 type Owner interface {
 	// Directory appends to dst the owner's bytes for the block that is made of
 	// these entries; fresh says that the block begins a generation. After a failed
@@ -63,6 +62,10 @@ type Owner interface {
 	// NoSpace says yes it never will be; after another, it may show up when the log
 	// is opened again, and until then nothing is written in its place.
 	Committed(b *Block, gen GenID, entries []Entry, err error)
+	// MakeRoom says that the disk has no room for a commit that needs so many
+	// bytes. When the channel is closed, the commit is tried once more. Generations
+	// may be removed until then, and Rotate be called.
+	MakeRoom(need int) <-chan struct{}
 	// Sealed says that a generation gets no more blocks: whatever its file may
 	// hold beyond s.Last is void. The log goes on only when Sealed returns nil,
 	// which must make it durable.
@@ -73,11 +76,13 @@ type Owner interface {
 type Seal struct {
 	ID      GenID
 	Last    Seq   // the number of its last record
-	Records int64 // how many it holds
+	Records int64 // how many it holds, the empty ones left by Rewrite not counted
 	Blocks  int64
 	Bytes   int64 // of its blocks, as written
 	First   time.Time
-	Newest  time.Time // wall clock of its first and last commit
+	Newest  time.Time     // wall clock of its first and last commit
+	Boot    uint64        // of its last commit
+	Uptime  time.Duration // at its last commit
 }
 
 var (
@@ -104,7 +109,9 @@ type Log struct {
 	closing sync.Once
 	written atomic.Int64 // bytes in the generation that is being written
 
-	healing sync.Mutex // one repair at a time
+	healing sync.Mutex // one repair or rewriting at a time; guards what follows
+	nextRev uint32
+	orphans []GenID // files that a rewriting has left, which may or may not count
 
 	active   *generation // of the committer: the one being written, or nil
 	unsealed *Seal       // of the committer: a generation that has ended, and whose end is not yet known for good
@@ -172,7 +179,11 @@ func Open(disk Disk, epoch uint32, sealed map[GenID]Seal, recovered func(GenID, 
 	if err != nil {
 		return nil, fmt.Errorf("list generations: %w", err)
 	}
+	if ids, err = l.discard(ids, sealed); err != nil {
+		return nil, err
+	}
 	for _, id := range ids {
+		l.nextRev = max(l.nextRev, id.Rev)
 		if s, ok := sealed[id]; ok {
 			l.gens = append(l.gens, &generation{Seal: s})
 			continue
@@ -266,7 +277,7 @@ func (g *generation) add(h *Header, bytes int) {
 	if g.Blocks == 0 {
 		g.First = h.Wall
 	}
-	g.Newest = h.Wall
+	g.Newest, g.Boot, g.Uptime = h.Wall, h.Boot, h.Uptime
 	g.Last = h.Last()
 	g.Records += int64(h.Count)
 	g.Blocks++

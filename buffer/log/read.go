@@ -42,6 +42,7 @@ func (l *Log) After(after Seq, want func(h *Header, dir []byte) bool) (*Block, e
 			return b, nil
 		case err == nil:
 			after = last // nothing wanted in the rest of the generation
+		case l.isGone(g): // removed or replaced while it was read: look again
 		case l.sealedAndNew(g):
 			if err := l.heal(g, err); err != nil {
 				return nil, err
@@ -112,6 +113,12 @@ func (l *Log) sealedAndNew(g *generation) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return !g.active && !g.healed
+}
+
+func (l *Log) isGone(g *generation) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return g.gone
 }
 
 func (l *Log) lastOf(g *generation) Seq {

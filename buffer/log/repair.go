@@ -14,7 +14,7 @@ func (l *Log) salvage(id GenID) (found map[Seq][]byte, candidates int, err error
 	err = l.disk.Salvage(id, func(p []byte) int {
 		candidates++
 		h, _, err := parseHeader(p)
-		if err != nil || h.First < Seq(id.First) || h.First.Epoch() != id.Epoch || h.Class != l.opts.Class {
+		if err != nil || h.First < Seq(id.First) || id.Rev == 0 && h.First.Epoch() != id.Epoch || h.Class != l.opts.Class {
 			return 1
 		}
 		if _, err := parseBlock(p, l.dec); err != nil {
@@ -61,6 +61,11 @@ func (l *Log) repair(g *generation, cause error) (int, error) {
 func (l *Log) heal(g *generation, cause error) error {
 	l.healing.Lock()
 	defer l.healing.Unlock()
+	return l.healHeld(g, cause)
+}
+
+// healHeld is heal with l.healing held.
+func (l *Log) healHeld(g *generation, cause error) error {
 	l.mu.Lock()
 	i := slices.Index(l.gens, g)
 	skip := i < 0 || g.active || g.healed

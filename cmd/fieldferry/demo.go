@@ -36,7 +36,9 @@ received. It exits with 1 if anything was lost.`,
 			if length < 2*time.Second {
 				return usageError{fmt.Errorf("--for %s is too short to show an outage; give it 2s or more", length)}
 			}
-			return demo(cmd.Context(), length, asJSON, cmd.OutOrStdout())
+			ctx, stop := untilSignal(cmd.Context())
+			defer stop()
+			return demo(ctx, length, asJSON, cmd.OutOrStdout())
 		},
 	}
 	cmd.Flags().DurationVar(&length, "for", 30*time.Second, "how long")
@@ -156,8 +158,9 @@ func demo(ctx context.Context, length time.Duration, asJSON bool, out io.Writer)
 	rig.gateway.StopLinks()
 	rig.drain(view, began)
 	result := rig.result()
-	view.end(result, rig.gateway.Buffer().Stats().Ledger)
-	if result.Lost > 0 || result.Stored > 0 {
+	l := rig.gateway.Buffer().Stats().Ledger
+	view.end(result, l)
+	if result.Lost > 0 || result.Stored > 0 || l.Difference() != 0 {
 		return errNo
 	}
 	return nil

@@ -38,14 +38,12 @@ func (e usageError) Error() string { return e.err.Error() }
 var errNo = errors.New("no")
 
 func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
 	root := newRoot()
 	root.SetArgs(args)
 	root.SetIn(stdin)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	err := root.ExecuteContext(ctx)
+	err := root.ExecuteContext(context.Background())
 	var usage usageError
 	switch {
 	case err == nil:
@@ -58,6 +56,14 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	}
 	fmt.Fprintf(stderr, "fieldferry: %v\n", err)
 	return exitNo
+}
+
+// untilSignal is a context that SIGTERM or SIGINT ends. What is written to a
+// pipe that nobody reads any more is an error from then on, not the end of the
+// process.
+func untilSignal(ctx context.Context) (context.Context, context.CancelFunc) {
+	signal.Ignore(syscall.SIGPIPE)
+	return signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 }
 
 func newRoot() *cobra.Command {
@@ -81,7 +87,7 @@ then 'fieldferry check FILE' and 'fieldferry run FILE'.`,
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.AddCommand(runCommand(), checkCommand(), demoCommand(), versionCommand())
+	root.AddCommand(runCommand(), checkCommand(), demoCommand(), bufferCommand(), versionCommand())
 	return root
 }
 

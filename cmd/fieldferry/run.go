@@ -48,6 +48,8 @@ func runGateway(ctx context.Context, path string, stderr io.Writer) error {
 	if c == nil {
 		return errNo
 	}
+	ctx, stop := untilSignal(ctx)
+	defer stop()
 	log := newLogger(c, stderr)
 	log.Info("fieldferry starts", "version", version, "site_file", path, "data_dir", c.Gateway.DataDir)
 	g, err := gateway.Open(c, gateway.Options{Logger: log})

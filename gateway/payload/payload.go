@@ -90,14 +90,17 @@ func (c Config) AppendSample(dst []byte, r adapters.Reading, s *adapters.Sample,
 	return c.appendEnd(dst, seq)
 }
 
-// AppendStatus appends what is retained as a device's status.
+// AppendStatus appends what is retained as a device's status. Without a time, as
+// in a will, which is published when nobody knows, it has no timestamp.
 func (c Config) AppendStatus(dst []byte, s adapters.Status) []byte {
 	if s.Online {
-		dst = append(dst, `{"status":"online",`...)
+		dst = append(dst, `{"status":"online"`...)
 	} else {
-		dst = append(dst, `{"status":"offline",`...)
+		dst = append(dst, `{"status":"offline"`...)
 	}
-	dst = c.appendStamp(dst, s.Time)
+	if !s.Time.IsZero() {
+		dst = c.appendStamp(append(dst, ','), s.Time)
+	}
 	if s.Reason != "" {
 		dst = appendString(append(dst, `,"reason":`...), s.Reason)
 	}

@@ -1,0 +1,89 @@
+package buffer
+
+// What a destination that takes each copy exactly once (QoS 2) has to know after a
+// crash: which copies may have been sent, for which it has a PUBREC, for which a
+// PUBCOMP. For others none of this is called, and costs nothing.
+
+// reserveAhead is how many copies Reserve makes durable beyond the one it was
+// asked for, so that it writes to the disk once for as many.
+const reserveAhead = 1024
+
+// Marks are how far an outbox is. Each holds for all copies up to an ordinal.
+type Marks struct {
+	Settled   uint64 // settled, with whatever outcome
+	Sent      uint64 // may have been sent; reserved ahead
+	Received  uint64 // a PUBREC came
+	Completed uint64 // a PUBCOMP came
+}
+
+// Marks returns how far the outbox is. After Open they are what was durable.
+func (o *Outbox) Marks() Marks {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return Marks{Settled: o.cursor, Sent: max(o.sent, o.taken, o.dupTo), Received: o.rec, Completed: o.comp}
+}
+
+// Reserve makes durable that the copies up to an ordinal may have been sent. It is
+// called before a copy is sent that must not be sent twice: a copy beyond
+// Marks.Sent of a reopened buffer was never sent. Mostly it returns at once.
+func (o *Outbox) Reserve(ordinal uint64) error {
+	o.mu.Lock()
+	if ordinal <= o.reserved {
+		o.mu.Unlock()
+		return nil
+	}
+	o.sent = max(o.sent, ordinal+reserveAhead)
+	sent := o.sent
+	o.touch()
+	o.mu.Unlock()
+	if err := o.Flush(); err != nil {
+		return err
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.reserved = max(o.reserved, sent)
+	return nil
+}
+
+// Received notes that a PUBREC came for all copies up to an ordinal. Like Settle it
+// does no I/O; Flush makes it durable at once.
+func (o *Outbox) Received(upTo uint64) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if upTo > o.rec {
+		o.rec = upTo
+		o.touch()
+	}
+}
+
+// Completed notes that a PUBCOMP came for all copies up to an ordinal.
+func (o *Outbox) Completed(upTo uint64) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if upTo > o.comp {
+		o.comp = upTo
+		o.touch()
+	}
+}
+
+// Flush makes all that is known of the outbox durable: what was settled, received
+// and completed.
+func (o *Outbox) Flush() error {
+	o.mu.Lock()
+	dirty := o.dirty
+	o.mu.Unlock()
+	if !dirty {
+		return nil
+	}
+	return o.chain.buffer.meta.saveOutboxes([]*Outbox{o})
+}
+
+// unreserve gives back what was reserved and not used, when the buffer is closed.
+func (o *Outbox) unreserve() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if used := max(o.taken, o.dupTo); o.sent > used {
+		o.sent, o.reserved = used, used
+		o.touch()
+	}
+}

@@ -1,0 +1,120 @@
+package buffer
+
+import (
+	"os"
+	"testing"
+	"time"
+)
+
+// afterPowerCut opens what is on the disk of a buffer that is still at work.
+func afterPowerCut(t *testing.T, dir string) *Buffer {
+	t.Helper()
+	cut := t.TempDir()
+	if err := os.CopyFS(cut, os.DirFS(dir)); err != nil {
+		t.Fatal(err)
+	}
+	return reopen(t, cut)
+}
+
+func TestMarksSurvive(t *testing.T) {
+	dir := t.TempDir()
+	b := reopen(t, dir)
+	o := outbox(t, b, "cloud", Telemetry)
+	put(t, b, 1, 20, o)
+	r, err := b.Reader(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, all := take(t, r, 10)
+	o.Settle(1, Delivered)
+	if err := o.Reserve(all[9].Ordinal); err != nil {
+		t.Fatal(err)
+	}
+	o.Received(7)
+	o.Completed(3)
+	o.Received(5) // is behind
+	if err := o.Flush(); err != nil {
+		t.Fatal(err)
+	}
+
+	cut := afterPowerCut(t, dir)
+	defer cut.Close()
+	got := outbox(t, cut, "cloud", Telemetry).Marks()
+	if want := (Marks{Settled: 1, Sent: 10 + reserveAhead, Received: 7, Completed: 3}); got != want {
+		t.Errorf("marks after a power cut are %+v, want %+v", got, want)
+	}
+	r2, err := cut.Reader(outbox(t, cut, "cloud", Telemetry))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r2.Close()
+	if _, all := take(t, r2, 19); !all[0].Dup || all[0].Ordinal != 2 {
+		t.Errorf("first comes %d, dup %t", all[0].Ordinal, all[0].Dup)
+	}
+
+	r.Close()
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+	b = reopen(t, dir)
+	defer b.Close()
+	got = outbox(t, b, "cloud", Telemetry).Marks()
+	if want := (Marks{Settled: 1, Sent: 10, Received: 7, Completed: 3}); got != want {
+		t.Errorf("marks after a restart are %+v, want %+v", got, want)
+	}
+}
+
+// TestReserveWritesOnceForMany counts what is written to meta.db.
+func TestReserveWritesOnceForMany(t *testing.T) {
+	b := reopen(t, t.TempDir())
+	defer b.Close()
+	o := outbox(t, b, "cloud", Telemetry)
+	counted := &countedStore{metaStore: b.meta.db}
+	b.meta.db = counted
+	for ordinal := range uint64(3 * reserveAhead) {
+		if err := o.Reserve(ordinal + 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := counted.updates.Load(); n < 3 || n > 5 { // the flusher may add one or two
+		t.Errorf("%d updates for %d copies", n, 3*reserveAhead)
+	}
+}
+
+func TestExpiredIsNotHandedOut(t *testing.T) {
+	clock := &movedClock{}
+	b, err := Open(t.TempDir(), Options{PageSize: 4096, Clock: clock})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	o := outbox(t, b, "cloud", Telemetry)
+	r := make(receipt, 4)
+	for i, expiry := range []time.Duration{time.Minute, time.Minute, 0, time.Hour} {
+		m := &Message{Topic: "t", Payload: []byte{byte('a' + i)}, Expiry: expiry, Urgent: i == 3, Copies: []Copy{{Outbox: o}}}
+		if err := b.Append(t.Context(), Telemetry, m, r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 4 {
+		if err := <-r; err != nil {
+			t.Fatal(err)
+		}
+	}
+	rd, err := b.Reader(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rd.Close()
+	take(t, rd, 1) // the first may have been sent from now on
+	clock.by.Store(int64(2 * time.Minute))
+	rd.Rewind()
+	got, all := take(t, rd, 3)
+	if got[0] != "a" || got[1] != "c" || got[2] != "d" || !all[0].Dup || all[1].Dup {
+		t.Errorf("handed out are %q", got)
+	}
+	if left := all[2].Expiry - clock.Now().Sub(all[2].Enqueued); left < 57*time.Minute || left > 58*time.Minute+time.Second {
+		t.Errorf("d is good for another %v", left)
+	}
+	balance(t, o, Ledger{Accepted: 4, Stored: 3, Dropped: map[string]uint64{"expired": 1}})
+}

@@ -1,0 +1,377 @@
+//go:build interop
+
+package buffer
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+var (
+	powerCuts = flag.Int("powercuts", 48, "crash images of each recording in TestInteropPowerCut")
+	powerSeed = flag.Uint64("powercut-seed", 1, "first seed of TestInteropPowerCut")
+)
+
+const (
+	recordedEnv = "FIELDFERRY_TEST_RECORDED"
+	examinedEnv = "FIELDFERRY_TEST_EXAMINED"
+)
+
+// recorded says what the recorded process does. It goes to the process as JSON.
+type recorded struct {
+	Dir      string
+	Options  recordedOptions
+	Seed     uint64
+	Life     int // process lives on one folder, from 0
+	Messages int // of each appender
+	Close    bool
+	Faults   bool // calls fail: it may end early
+}
+
+type recordedOptions struct {
+	PageSize        int
+	Compress        bool
+	GenerationBytes int64
+	MaxBytes        int64 // 0: nothing is dropped
+}
+
+func (o recordedOptions) String() string {
+	return fmt.Sprintf("page=%d,zstd=%t,limit=%d", o.PageSize, o.Compress, o.MaxBytes)
+}
+
+// recordedQueues are the outboxes, recordedAppenders say in which of them each
+// appender has copies.
+var (
+	recordedQueues = []struct {
+		name  string
+		class Class
+	}{{"cloud", Telemetry}, {"plant", Telemetry}, {"cloud", Alert}}
+	recordedAppenders = [][]int{{0, 1}, {0, 1}, {0}, {2}}
+)
+
+const (
+	perLife     = 1_000_000 // numbers of a life begin with a multiple
+	outstanding = 8         // of each appender
+)
+
+// recordedPayload is the payload of a message, which says what it has to be.
+func recordedPayload(appender, n int) string {
+	return fmt.Sprintf("%d %d %s", appender, n, strings.Repeat(string(rune('a'+n%26)), 20+n*37%200))
+}
+
+// TestInteropPowerCut records what a process that appends, drains, drops and
+// rotates does to the disk, and makes of it what a power cut may leave at any
+// moment. Everything that the process had been told is stored by then must come
+// out of each image, in order and unchanged, and the ledger must balance. On a
+// disk that lies about syncs it does not, or the test itself would prove nothing.
+func TestInteropPowerCut(t *testing.T) {
+	if spec := os.Getenv(recordedEnv); spec != "" {
+		recordedProcess(t, spec)
+		return
+	} else if os.Getenv(examinedEnv) != "" {
+		examineImage(t)
+		return
+	}
+	var images, bitten, controls int
+	seed := *powerSeed
+	for _, o := range []recordedOptions{
+		{PageSize: 4 << 10, GenerationBytes: 24 << 10},
+		{PageSize: 16 << 10, GenerationBytes: 24 << 10, Compress: true},
+		{PageSize: 4 << 10, GenerationBytes: 24 << 10, Compress: true, MaxBytes: 1500 << 10},
+		{PageSize: 16 << 10, GenerationBytes: 24 << 10, MaxBytes: 4 << 20},
+	} {
+		for range 2 {
+			t.Run(fmt.Sprintf("%s,seed=%d", o, seed), func(t *testing.T) {
+				rec := record(t, o, seed, "")
+				images += rec.cut(t, *powerCuts)
+				b, n := rec.control(t, 8)
+				bitten, controls = bitten+b, controls+n
+			})
+			seed++
+		}
+	}
+	t.Logf("%d images hold what was promised; %d of %d do when no sync works", images, controls-bitten, controls)
+	if bitten*2 < controls || controls == 0 {
+		t.Errorf("only %d of %d images lost something on a disk that ignores syncs: the test does not bite", bitten, controls)
+	}
+}
+
+// TestInteropBadDisk makes writes and syncs fail while it records: what a failed
+// sync was to make durable is lost in the images, whatever a later one says.
+func TestInteropBadDisk(t *testing.T) {
+	if spec := os.Getenv(recordedEnv); spec != "" {
+		recordedProcess(t, spec)
+		return
+	} else if os.Getenv(examinedEnv) != "" {
+		examineImage(t)
+		return
+	}
+	for i, c := range []struct {
+		inject string // of each thread, one call fails, and after some more another
+		full   bool   // it says that there is no room: the oldest is dropped
+	}{
+		{inject: "fdatasync:error=EIO:when=19+23"},
+		{inject: "fdatasync:error=ENOSPC:when=17+29"}, // too late to say so
+		{inject: "pwrite64:error=EIO:when=41+53"},
+		{inject: "pwrite64:error=ENOSPC:when=37+59", full: true},
+		{inject: "fsync:error=EIO:when=13+7"},
+		{inject: "ftruncate:error=EIO:when=2+2"},
+		{inject: "unlinkat,renameat:error=EIO:when=2+3"},
+	} {
+		for _, page := range []int{4 << 10, 16 << 10} {
+			t.Run(fmt.Sprintf("%s,page=%d", c.inject, page), func(t *testing.T) {
+				o := recordedOptions{PageSize: page, GenerationBytes: 24 << 10}
+				if c.full {
+					o.MaxBytes = 1 << 40
+				}
+				rec := record(t, o, uint64(i), c.inject)
+				failures, stored := rec.failures(), len(newPromise(rec.at(rec.steps(), false).told).stored[0])
+				t.Logf("%d calls failed, %d messages were stored", failures, stored)
+				if failures < 3 || stored < 100 {
+					t.Error("the recording proves nothing")
+				}
+				rec.cut(t, 20)
+			})
+		}
+	}
+}
+
+// failures is how many calls an injected error ended.
+func (rec *recording) failures() (n int) {
+	for _, life := range rec.lives {
+		for _, s := range life {
+			if s.returns && s.injected {
+				n++
+			}
+		}
+	}
+	return n
+}
+
+// recording is the trace of some process lives on one folder.
+type recording struct {
+	options recordedOptions
+	seed    uint64
+	ram     string // a folder on a disk of memory
+	root    string // where the process had its files
+	lives   [][]step
+}
+
+// ramDir is a folder on a disk of memory, where there is one.
+func ramDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "fieldferry-test-")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}
+
+// record runs some lives on one folder. inject is strace's, to make calls fail.
+func record(t *testing.T, o recordedOptions, seed uint64, inject string) *recording {
+	t.Helper()
+	dir := ramDir(t)
+	rec := &recording{options: o, seed: seed, ram: dir, root: filepath.Join(dir, "data")}
+	if err := os.Mkdir(rec.root, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for life := range 3 {
+		trace := filepath.Join(dir, "trace")
+		recordLife(t, recorded{Dir: rec.root, Options: o, Seed: seed, Life: life, Messages: 250, Close: life == 1, Faults: inject != ""}, trace, inject)
+		rec.lives = append(rec.lives, readTrace(t, trace))
+		rec.settle(life)
+		if err := os.Remove(trace); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return rec
+}
+
+// settle finds out from the disk whether the calls in which a life was killed
+// were done, and ends its steps accordingly.
+func (rec *recording) settle(life int) {
+	pending := make(map[*call]bool)
+	for _, s := range rec.lives[life] {
+		if s.enters && !s.returned {
+			pending[s.call] = true
+		}
+	}
+	m := rec.at(rec.steps(), false)
+	for c := range pending {
+		if c.returned = true; m.happened(c) {
+			rec.lives[life] = append(rec.lives[life], step{c, false, true})
+		} else {
+			c.ret = -1
+		}
+	}
+}
+
+// recordLife runs the recorded process under strace, to its end.
+func recordLife(t *testing.T, r recorded, trace, inject string) {
+	t.Helper()
+	strace, err := exec.LookPath("strace")
+	if err != nil {
+		t.Fatal("strace is not installed (.ci/peers installs it)")
+	}
+	spec, err := json.Marshal(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	test, _, _ := strings.Cut(t.Name(), "/")
+	args := []string{"-f", "-xx", "-qq", "--signal=none", "--seccomp-bpf", "-s", fmt.Sprint(16 << 20), "-o", trace, "-e", "trace=" + traced}
+	if inject != "" {
+		args = append(args, "-e", "inject="+inject)
+	}
+	cmd := exec.CommandContext(t.Context(), strace, append(args, os.Args[0], "-test.run=^"+test+"$", "-test.count=1")...)
+	cmd.Env = append(os.Environ(), recordedEnv+"="+string(spec))
+	out, err := cmd.CombinedOutput()
+	killed := false
+	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
+		status := exit.Sys().(syscall.WaitStatus)
+		killed = status.Signaled() && status.Signal() == syscall.SIGKILL
+	}
+	if !killed && (err != nil || !r.Close) && !r.Faults {
+		t.Fatalf("life %d ended with %v\n%s", r.Life, err, out)
+	}
+}
+
+// at is the machine after so many steps of the recording.
+func (rec *recording) at(steps int, ignoreSyncs bool) *machine {
+	m := newMachine(rec.root)
+	m.ignore = ignoreSyncs
+	for _, life := range rec.lives {
+		m.restart()
+		n := min(steps, len(life))
+		for _, s := range life[:n] {
+			m.step(s)
+		}
+		if steps -= n; steps == 0 {
+			break
+		}
+	}
+	return m
+}
+
+func (rec *recording) steps() (n int) {
+	for _, life := range rec.lives {
+		n += len(life)
+	}
+	return n
+}
+
+// cut examines images of power cuts and returns how many hold what was promised.
+func (rec *recording) cut(t *testing.T, images int) int {
+	t.Helper()
+	if m := rec.at(rec.steps(), false); len(m.unmodeled) > 0 {
+		t.Fatalf("the model of the disk does not know %v", m.unmodeled)
+	}
+	rng := rand.New(rand.NewPCG(rec.seed, 1))
+	held, aside := 0, 0
+	for i := range images {
+		style := i % cutStyles
+		if style == cutFlash && rec.options.PageSize < flashPage {
+			style = cutTorn // small pages do not protect their neighbours: docs/operations.md
+		}
+		steps := 1 + rng.IntN(rec.steps())
+		x, err := rec.examine(t, rec.at(steps, false), rng, style)
+		if err != nil {
+			t.Errorf("power cut after step %d of %d, unsynced writes: %s: %v", steps, rec.steps(), cutNames[style], err)
+		} else {
+			held++
+		}
+		aside += x
+	}
+	if aside > 0 {
+		t.Logf("in %d of %d images a file was set aside", aside, images)
+	}
+	return held
+}
+
+// control counts the images that lose something on a disk that ignores syncs.
+func (rec *recording) control(t *testing.T, images int) (bitten, of int) {
+	t.Helper()
+	rng := rand.New(rand.NewPCG(rec.seed, 2))
+	for i := range images {
+		style := []int{cutSubset, cutTorn}[i%2]
+		steps := rec.steps()/10 + rng.IntN(rec.steps()*9/10)
+		if _, err := rec.examine(t, rec.at(steps, true), rng, style); err != nil {
+			bitten++
+		}
+	}
+	return bitten, images
+}
+
+// examined is an image and what must be in it. It goes to the process that
+// examines it as JSON.
+type examined struct {
+	Dir     string
+	Options recordedOptions
+	Told    []string
+}
+
+// examine makes an image of the machine and has a process of its own open it and
+// hold it against what the recorded process had been told: where the disk lied,
+// the database may take that process down. It reports whether files were set
+// aside.
+func (rec *recording) examine(t *testing.T, m *machine, rng *rand.Rand, style int) (aside int, err error) {
+	t.Helper()
+	dir, err := os.MkdirTemp(rec.ram, "image-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	if err := m.image(dir, rng, style); err != nil {
+		t.Fatal(err)
+	}
+	spec, err := json.Marshal(examined{dir, rec.options, m.told})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	test, _, _ := strings.Cut(t.Name(), "/")
+	cmd := exec.CommandContext(ctx, os.Args[0], "-test.run=^"+test+"$", "-test.count=1")
+	cmd.Env = append(os.Environ(), examinedEnv+"=-")
+	cmd.Stdin = bytes.NewReader(spec)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		err = fmt.Errorf("%w\n%.3000s", err, out)
+	}
+	for _, pattern := range []string{"quarantine", "*/quarantine"} {
+		if there, err := filepath.Glob(filepath.Join(dir, pattern)); err == nil && len(there) > 0 {
+			aside = 1
+		}
+	}
+	return aside, err
+}
+
+func examineImage(t *testing.T) {
+	// What a cycle in a damaged tree would take is not taken from the machine.
+	if err := unix.Setrlimit(unix.RLIMIT_AS, &unix.Rlimit{Cur: 4 << 30, Max: 4 << 30}); err != nil {
+		t.Fatal(err)
+	}
+	var x examined
+	if err := json.NewDecoder(os.Stdin).Decode(&x); err != nil {
+		t.Fatal(err)
+	}
+	p := newPromise(x.Told)
+	p.drops = x.Options.MaxBytes > 0
+	if err := p.check(x.Dir, Options{PageSize: x.Options.PageSize, Compress: x.Options.Compress, GenerationBytes: x.Options.GenerationBytes}); err != nil {
+		t.Fatal(err)
+	}
+}
