@@ -122,6 +122,7 @@ type forward struct {
 
 // target is what one local topic becomes.
 type target struct {
+	mapper     *Mapper
 	data       Data
 	keepRetain bool // that of the publish counts, not the data's
 	topic      string
@@ -189,7 +190,6 @@ func (d Data) check(what string) error {
 // Copy is told it.
 type Route struct {
 	Class  buffer.Class // that this bridge would give
-	mapper *Mapper
 	target *target
 	retain bool
 }
@@ -208,21 +208,26 @@ func (m *Mapper) Route(name string, retain bool) (Route, bool) {
 	if !t.keepRetain {
 		retain = t.data.Retain
 	}
-	return Route{Class: t.data.Class, mapper: m, target: t, retain: retain}, true
+	return Route{Class: t.data.Class, target: t, retain: retain}, true
 }
 
-// Copy is the message's copy for this bridge in the class given, with the user
-// properties gateway and seq. Each call takes the next number of the topic, so it
-// is called once for a message, just before it is appended.
+// Copy is the message's copy for this bridge in the class given. Appending it
+// gives it the user properties gateway and seq, with the next number of the topic.
 func (r Route) Copy(class buffer.Class) buffer.Copy {
 	return buffer.Copy{
-		Outbox: r.mapper.outboxes[class],
+		Outbox: r.target.mapper.outboxes[class],
 		Topic:  r.target.topic,
-		Props:  appendSeq(r.mapper.props, r.mapper.seq, r.target.n.Add(1)),
+		Number: r.target,
 		QoS:    r.target.data.QoS,
 		Retain: r.retain,
 	}
 }
+
+// Number returns the user properties with the next number of the topic.
+func (t *target) Number() []byte { return appendSeq(t.mapper.props, t.mapper.seq, t.n.Add(1)) }
+
+// Undo takes the last number back.
+func (t *target) Undo() { t.n.Add(^uint64(0)) }
 
 // find works out a route and remembers it.
 func (m *Mapper) find(name string) *target {
@@ -268,7 +273,7 @@ func (m *Mapper) findData(id, data string) *target {
 		m.unfitCount.Add(1)
 		return nil
 	}
-	return &target{data: d, topic: name}
+	return &target{mapper: m, data: d, topic: name}
 }
 
 func (m *Mapper) findForward(name string) *target {
@@ -277,7 +282,7 @@ func (m *Mapper) findForward(name string) *target {
 			continue
 		}
 		if b, ok := f.mapping.Append(nil, name); ok {
-			return &target{data: Data{QoS: f.QoS, Class: f.Class}, keepRetain: true, topic: string(b)}
+			return &target{mapper: m, data: Data{QoS: f.QoS, Class: f.Class}, keepRetain: true, topic: string(b)}
 		}
 	}
 	return nil

@@ -121,7 +121,7 @@ func TestSeq(t *testing.T) {
 		if !ok {
 			t.Fatalf("%s has no route", topic)
 		}
-		return string(r.Copy(r.Class).Props)
+		return string(r.Copy(r.Class).Number.Number())
 	}
 	want := func(n int) string {
 		seq := fmt.Sprintf("0a1b2c3d.7.%d", n)

@@ -378,6 +378,37 @@ func (b *Buffer) Append(ctx context.Context, class Class, m *Message, r Receipt)
 		b.kickFlusher()
 		return ErrFull
 	}
+	for i := range m.Copies {
+		if m.Copies[i].Number != nil {
+			return c.appendNumbered(ctx, m, r)
+		}
+	}
+	return c.append(ctx, m, r)
+}
+
+// appendNumbered gives the copies their numbers in the order in which they are
+// queued. Whoever waits here for room holds up the others, who would wait too.
+func (c *chain) appendNumbered(ctx context.Context, m *Message, r Receipt) error {
+	c.numbering.Lock()
+	defer c.numbering.Unlock()
+	for i := range m.Copies {
+		if cp := &m.Copies[i]; cp.Number != nil {
+			cp.Props = cp.Number.Number()
+		}
+	}
+	err := c.append(ctx, m, r)
+	if err != nil {
+		for i := range m.Copies {
+			if cp := &m.Copies[i]; cp.Number != nil {
+				cp.Number.Undo()
+			}
+		}
+	}
+	return err
+}
+
+func (c *chain) append(ctx context.Context, m *Message, r Receipt) error {
+	b, class := c.buffer, c.class
 	p := pendings.Get().(*pending)
 	p.receipt = r
 	for i := range m.Copies {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -200,5 +201,57 @@ func TestNextPassesOverWhatWasSettledBeforeARewind(t *testing.T) {
 	// The next seven that are read are settled all: Next must not wait.
 	if got, _ := take(t, r, 10); got[0] != "m21" {
 		t.Fatalf("got %q, want m21 and on", got)
+	}
+}
+
+// counter numbers messages as a bridge does.
+type counter struct{ n int }
+
+func (c *counter) Number() []byte { c.n++; return fmt.Appendf(nil, "#%d", c.n) }
+func (c *counter) Undo()          { c.n-- }
+
+// TestNumbersRiseWithoutGaps has many publishers append to one stream: the
+// numbers come out dense and in order, and what is refused takes none.
+func TestNumbersRiseWithoutGaps(t *testing.T) {
+	b := reopen(t, t.TempDir())
+	defer b.Close()
+	o := outbox(t, b, "cloud", Telemetry)
+	const publishers, each = 8, 50
+	n := &counter{}
+	stored := make(receipt, publishers*each)
+	var wg sync.WaitGroup
+	for range publishers {
+		wg.Go(func() {
+			for range each {
+				m := &Message{Topic: "t", Urgent: true, Copies: []Copy{{Outbox: o, Number: n}}}
+				if err := b.Append(t.Context(), Telemetry, m, stored); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	r, err := b.Reader(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, all := take(t, r, publishers*each)
+	r.Close()
+	for i, d := range all {
+		if want := fmt.Sprintf("#%d", i+1); string(d.Props) != want {
+			t.Fatalf("copy %d has number %s", i+1, d.Props)
+		}
+	}
+	for range all {
+		if err := <-stored; err != nil {
+			t.Error(err)
+		}
+	}
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+	m := &Message{Topic: "t", Copies: []Copy{{Outbox: o, Number: n}}}
+	if err := b.Append(t.Context(), Telemetry, m, stored); err == nil || n.n != publishers*each {
+		t.Errorf("a closed buffer gave number %d and error %v", n.n, err)
 	}
 }

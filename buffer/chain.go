@@ -17,6 +17,8 @@ type chain struct {
 	log      *log.Log
 	receipts chan []*pending // of committed and failed appends, in order
 
+	numbering sync.Mutex // makes numbers rise in the order of the appends
+
 	rejected atomic.Uint64 // appends that failed
 	appends  atomic.Int64  // since room was last made
 	full     atomic.Bool   // appends are refused

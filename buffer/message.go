@@ -22,10 +22,20 @@ type Message struct {
 // A Copy is a message on its way to one destination.
 type Copy struct {
 	Outbox *Outbox
-	Topic  string // at the destination; "" is the message's own
-	Props  []byte // after those of the message
+	Topic  string   // at the destination; "" is the message's own
+	Props  []byte   // after those of the message
+	Number Numberer // nil: none
 	QoS    byte
 	Retain bool
+}
+
+// A Numberer numbers the messages of a stream. Append calls it in the order of
+// the appends, so that no number is given to a message that is refused at once.
+type Numberer interface {
+	// Number returns the properties, as for Copy.Props, that carry the next number.
+	Number() []byte
+	// Undo takes the last number back: its message was not queued.
+	Undo()
 }
 
 // A Delivery is a copy as its destination gets it. Payload and Props must not be
