@@ -13,9 +13,11 @@ import (
 // quotes, so all of these are counted before it has to deal with them.
 const (
 	maxFile         = 512 << 10 // bytes of one file
-	maxTotal        = 4 << 20   // bytes of all files, and of what references put in
+	maxTotal        = 1 << 20   // bytes of all files
+	maxPut          = 4 << 20   // bytes that references and parameters put in
 	maxFiles        = 64        // site file and includes
 	maxMarks        = 150_000   // bytes of one file that may begin a token
+	maxAllMarks     = 300_000   // of all files
 	maxTokens       = 80_000    // of one file
 	maxDepth        = 48        // maps and lists inside each other
 	maxKeys         = 4_000     // of one block map
@@ -41,22 +43,30 @@ const (
 type flaw struct {
 	line, col int
 	text      string
+	bound     bool // it is a bound of what all files may cost
 }
 
-// checkBytes bounds what the scanner of the YAML library has to do.
-func checkBytes(data []byte) *flaw {
+const (
+	tooLarge = "the site file and all that it names are together larger than 1 MiB; use ranges and profiles, or a second gateway"
+	shorter  = "use ranges and profiles, or move a part to a file for include"
+)
+
+// checkBytes bounds what the scanner of the YAML library has to do. It adds to
+// the marks of all files.
+func checkBytes(data []byte, all *int) *flaw {
 	marks, blank, tabs, line := 0, 0, 0, 0
+	defer func() { *all += marks }()
 	for text := range bytes.Lines(data) {
 		line++
 		if len(bytes.TrimSpace(text)) == 0 {
 			if blank++; blank > maxBlank {
-				return &flaw{line, 1, fmt.Sprintf("more than %d empty lines in a row; remove some", maxBlank)}
+				return &flaw{line, 1, fmt.Sprintf("more than %d empty lines in a row; remove some", maxBlank), true}
 			}
 			continue
 		}
 		blank = 0
 		if tabs += bytes.Count(text, []byte("\t")); tabs > maxTabs {
-			return &flaw{line, 1, fmt.Sprintf("more than %d tabs; use spaces", maxTabs)}
+			return &flaw{line, 1, fmt.Sprintf("more than %d tabs; use spaces", maxTabs), true}
 		}
 		marks++
 		for _, b := range text {
@@ -66,7 +76,10 @@ func checkBytes(data []byte) *flaw {
 			}
 		}
 		if marks > maxMarks {
-			return &flaw{line, 1, "the file is too large to be a site file; use ranges and profiles, or move a part to a file for include"}
+			return &flaw{line, 1, fmt.Sprintf("the file has more than %d lines, brackets, commas, colons and other marks; %s", maxMarks, shorter), true}
+		}
+		if *all+marks > maxAllMarks {
+			return &flaw{line, 1, fmt.Sprintf("all files together have more than %d lines, brackets, commas, colons and other marks; use ranges and profiles", maxAllMarks), true}
 		}
 	}
 	return nil
@@ -76,7 +89,12 @@ func checkBytes(data []byte) *flaw {
 // what no site file needs.
 func checkTokens(tokens token.Tokens) *flaw {
 	fail := func(t *token.Token, format string, args ...any) *flaw {
-		return &flaw{t.Position.Line, t.Position.Column, fmt.Sprintf(format, args...)}
+		return &flaw{line: t.Position.Line, col: t.Position.Column, text: fmt.Sprintf(format, args...)}
+	}
+	limit := func(t *token.Token, format string, args ...any) *flaw {
+		f := fail(t, format, args...)
+		f.bound = true
+		return f
 	}
 	type level struct{ col, keys int }
 	var (
@@ -87,7 +105,7 @@ func checkTokens(tokens token.Tokens) *flaw {
 	)
 	for i, t := range tokens {
 		if i >= maxTokens {
-			return fail(t, "the file is too large to be a site file; use ranges and profiles, or move a part to a file for include")
+			return limit(t, "the file has more than %d tokens, which are keys, values, brackets, commas and hyphens; %s", maxTokens, shorter)
 		}
 		start := t // of what may open a level
 		switch t.Type {
@@ -116,7 +134,7 @@ func checkTokens(tokens token.Tokens) *flaw {
 			continue
 		case token.MappingStartType, token.SequenceStartType:
 			if colon = false; flow+len(blocks) >= maxDepth {
-				return fail(t, "more than %d maps and lists inside each other", maxDepth)
+				return limit(t, "more than %d maps and lists inside each other", maxDepth)
 			}
 			flow++
 			continue
@@ -153,13 +171,13 @@ func checkTokens(tokens token.Tokens) *flaw {
 		}
 		if len(blocks) == 0 || blocks[len(blocks)-1].col < col {
 			if len(blocks) >= maxDepth {
-				return fail(t, "more than %d maps and lists inside each other", maxDepth)
+				return limit(t, "more than %d maps and lists inside each other", maxDepth)
 			}
 			blocks = append(blocks, level{col: col})
 		}
 		if top := &blocks[len(blocks)-1]; t.Type == token.MappingValueType {
 			if top.keys++; top.keys > maxKeys {
-				return fail(t, "more than %d keys in one map; use ranges, or more than one adapter", maxKeys)
+				return limit(t, "more than %d keys in one map; use ranges, or more than one adapter", maxKeys)
 			}
 		}
 	}

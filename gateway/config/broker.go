@@ -104,7 +104,10 @@ func (d *decoder) broker(o *object) Broker {
 // says nothing, whoever is on this machine, as long as nobody has a name.
 func (d *decoder) anonymous(o *object, b *Broker) {
 	said := o.has("allow_anonymous")
-	allow := o.bool("allow_anonymous", false)
+	allow, good := o.boolean("allow_anonymous")
+	if said && !good {
+		return // what it was to say is not known
+	}
 	names := b.PasswordFile != "" || b.JWT != nil || o.has("password_file") || o.has("jwt")
 	for _, l := range b.Listeners {
 		names = names || l.TLS != nil && l.TLS.ClientCA != ""

@@ -17,6 +17,9 @@ import (
 // that begins with { or [ is YAML. Lines that begin with # are comments. It
 // reports whether the table could be read.
 func (d *decoder) readPoints(all *points, ref *node, path string) bool {
+	if d.full {
+		return false // which is told
+	}
 	data, err := readFile(path, maxFile, false)
 	if err != nil {
 		d.problem(ref.pos(), "points_file: %v", plainError(err))
@@ -25,8 +28,8 @@ func (d *decoder) readPoints(all *points, ref *node, path string) bool {
 	if !slices.Contains(d.files, path) {
 		d.files = append(d.files, path)
 	}
-	if !d.spend(len(data)) {
-		d.problem(ref.pos(), "points_file: all files together are larger than %d MiB", maxTotal>>20)
+	if !d.take(len(data)) {
+		d.problem(ref.pos(), "points_file: %s", tooLarge)
 		return false
 	}
 	// named as people find it: beside the file that names it
@@ -80,12 +83,12 @@ func (t *table) read(all *points, data []byte) bool {
 			if errors.As(err, &p) {
 				t.d.problem(Pos{t.src.name, p.Line, p.Column}, "%v", p.Err)
 			} else {
-				t.d.problem(Pos{File: t.src.name}, "%v", err)
+				t.d.problem(Pos{t.src.name, 1, 1}, "%v", err)
 			}
 			return false
 		}
 		if t.d.nodes += len(row); t.d.nodes > maxNodes {
-			t.d.problem(Pos{File: t.src.name}, "all files together have more than %d values", maxNodes)
+			t.d.problem(Pos{t.src.name, 1, 1}, "all files together have more than %d values", maxNodes)
 			return false
 		}
 		if all.full {
@@ -136,7 +139,12 @@ func (t *table) row(all *points, header []*node, nameAt int, row []string, r *cs
 
 // yaml reads a cell that is a map or a list. What is in it has the cell's place.
 func (t *table) yaml(cell *node) *node {
-	body, f := parseAST([]byte(cell.text))
+	body, f := parseAST([]byte(cell.text), &t.d.marks)
+	if f != nil && f.bound {
+		t.d.refuse(cell, "%s", f.text)
+		t.d.full = true
+		return cell
+	}
 	if f != nil || body == nil {
 		t.d.problem(cell.pos(), "%s cannot be read as YAML; check its brackets and quotes", cell.quote())
 		cell.broken = true

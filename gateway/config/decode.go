@@ -24,9 +24,12 @@ type decoder struct {
 	files []string
 	order map[string]int // of the names of files, for sorting
 	texts map[string]string
-	bytes int // read or put in
-	nodes int // of all files
-	steps int // copied by profiles and ranges
+	full  bool // a bound is exceeded, so that no more files are read
+	bytes int  // of all files
+	fills int  // bytes that references and parameters put in
+	marks int  // of all files
+	nodes int  // of all files
+	steps int  // copied by profiles and ranges
 	vars  map[string]*node
 }
 
@@ -84,10 +87,18 @@ func (d *decoder) breakNode(n *node, format string, args ...any) *node {
 	return &c
 }
 
-// spend takes bytes from what all files may have together.
-func (d *decoder) spend(n int) bool {
+// take counts the bytes of a file. It reports false if they are more than all
+// files may have together.
+func (d *decoder) take(n int) bool {
 	d.bytes += n
+	d.full = d.full || d.bytes > maxTotal
 	return d.bytes <= maxTotal
+}
+
+// spend takes bytes from what references and parameters may put in.
+func (d *decoder) spend(n int) bool {
+	d.fills += n
+	return d.fills <= maxPut
 }
 
 // work takes nodes from what profiles and ranges may copy.

@@ -112,7 +112,8 @@ func (f *field) adapter(o *object, name string) Adapter {
 	return a
 }
 
-// protocol is which one an adapter speaks; "" if that is not clear, and said.
+// protocol is which one an adapter speaks; "" if that is not clear, and said. A
+// key that is misspelt is taken for the one that is meant.
 func (f *field) protocol(o *object) string {
 	var found []string
 	for _, p := range protocols {
@@ -125,10 +126,18 @@ func (f *field) protocol(o *object) string {
 	case 1:
 		return found[0]
 	case 0:
-		for _, e := range o.n.entries {
-			if nearest(e.key.text, protocols) != "" {
-				return "" // which is told as an unknown key
+		for i, e := range o.n.entries {
+			meant := nearest(e.key.text, protocols)
+			if meant == "" {
+				continue
 			}
+			f.problem(e.key.pos(), "unknown key %s%s", quote(e.key.text), suggest(e.key.text, protocols))
+			n, key := *o.n, *e.key
+			key.text = meant
+			n.entries = slices.Clone(n.entries)
+			n.entries[i].key = &key
+			o.n = &n
+			return meant
 		}
 		f.problem(o.at, "the adapter does not say what it speaks; add modbus:, opcua:, serial: or mqtt:")
 	default:
@@ -143,16 +152,18 @@ func (f *field) entry(a *Adapter, protocol string, key, val *node) {
 		f.problem(val.pos(), "%s: expected a map, found %s", key.text, val.what())
 		return
 	}
+	full := func() bool { return f.devices > maxDevices || f.distinct > maxPoints || f.steps > maxWork } // which is told
+	if full() {
+		return
+	}
 	taken := false
-	f.each(key, val, []string{"points", "alerts", "actions"}, func(i int, id string, v *node) {
-		if f.distinct > maxPoints || f.steps > maxWork {
-			return // which is told
+	f.each(key, val, []string{"points", "alerts", "actions"}, func(i int, id string, v *node) bool {
+		if full() {
+			return false
 		}
 		if f.devices++; f.devices > maxDevices {
-			if f.devices == maxDevices+1 {
-				f.problem(key.pos(), "more than %d devices; run a second gateway for the others", maxDevices)
-			}
-			return
+			f.problem(key.pos(), "more than %d devices; run a second gateway for the others", maxDevices)
+			return false
 		}
 		if i == 0 {
 			n := *key
@@ -173,6 +184,7 @@ func (f *field) entry(a *Adapter, protocol string, key, val *node) {
 			f.ids[id] = key.pos()
 		}
 		a.Devices = append(a.Devices, f.device(a, protocol, key, id, v))
+		return true
 	})
 }
 

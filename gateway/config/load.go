@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 )
 
 // Options of Load and Parse; the zero value works.
@@ -21,7 +22,8 @@ func Load(path string, o Options) (*Config, []Problem) {
 	d := newDecoder(o)
 	data, err := readFile(path, maxFile, true)
 	if err != nil {
-		d.problem(Pos{}, "%v", plainError(err))
+		// its name is in the place already
+		d.problem(Pos{path, 1, 1}, "the file%s", strings.TrimPrefix(plainError(err).Error(), path))
 		return nil, d.sorted()
 	}
 	return d.load(path, data, o)
@@ -32,7 +34,7 @@ func Load(path string, o Options) (*Config, []Problem) {
 func Parse(name string, data []byte, o Options) (*Config, []Problem) {
 	d := newDecoder(o)
 	if len(data) > maxFile {
-		d.problem(Pos{File: name}, "the file is larger than %d KiB", maxFile>>10)
+		d.problem(Pos{name, 1, 1}, "the file is larger than %d KiB", maxFile>>10)
 		return nil, d.sorted()
 	}
 	return d.load(name, data, o)
@@ -55,8 +57,8 @@ func newDecoder(o Options) *decoder {
 
 func (d *decoder) load(name string, data []byte, o Options) (*Config, []Problem) {
 	root := d.include(name, data, nil)
-	if root == nil {
-		return nil, d.sorted()
+	if root == nil || d.full {
+		return nil, d.sorted() // more would be said of what is not there
 	}
 	d.src = root.src
 	vars := root.value("vars")
@@ -102,15 +104,15 @@ func (d *decoder) sorted() []Problem {
 func (d *decoder) include(name string, data []byte, under []string) *node {
 	abs, err := filepath.Abs(name)
 	if err != nil {
-		d.problem(Pos{File: name}, "%v", err)
+		d.problem(Pos{name, 1, 1}, "%v", err)
 		return nil
 	}
 	if _, known := d.order[name]; !known {
 		d.order[name] = len(d.order)
 	}
 	d.files = append(d.files, abs)
-	if !d.spend(len(data)) {
-		d.problem(Pos{File: name}, "the site file and its includes are together larger than %d MiB", maxTotal>>20)
+	if !d.take(len(data)) {
+		d.problem(Pos{name, 1, 1}, "%s", tooLarge)
 		return nil
 	}
 	n := d.parseYAML(&source{name: name, dir: filepath.Dir(abs)}, data)
@@ -122,6 +124,7 @@ func (d *decoder) include(name string, data []byte, under []string) *node {
 		return nil
 	}
 	if d.nodes += int(n.size); d.nodes > maxNodes {
+		d.full = true
 		d.problem(n.pos(), "the site file and its includes have together more than %d values", maxNodes)
 		return nil
 	}
@@ -133,6 +136,9 @@ func (d *decoder) include(name string, data []byte, under []string) *node {
 	var base *node
 	for _, p := range d.object(n.pos(), n, "").texts("include", true) {
 		part := d.includeFile(name, d.abs(n.src, p), p, list, append(under, abs))
+		if d.full {
+			return nil
+		}
 		switch {
 		case part == nil:
 		case base == nil:
@@ -169,6 +175,7 @@ func (d *decoder) includeFile(by, path, p string, list *node, under []string) *n
 		return nil
 	}
 	if len(d.files) >= maxFiles {
+		d.full = true
 		d.problem(at, "include: more than %d files", maxFiles)
 		return nil
 	}

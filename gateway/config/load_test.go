@@ -5,8 +5,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -247,9 +249,73 @@ bridges: {b: {upstream: mqtts://u.example.com, topic: "up/{gateway}/{device}/{da
 func TestLoadMissing(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "site.yaml")
 	c, ps := Load(path, Options{})
-	if c != nil || len(ps) != 1 || ps[0].String() != path+" is not there" {
+	if c != nil || len(ps) != 1 || ps[0].String() != path+":1:1: the file is not there" {
 		t.Errorf("%v", ps)
 	}
+}
+
+// What a pipe gives is read as a site file, but it could keep one waiting that
+// names it for an include or a table.
+func TestPipe(t *testing.T) {
+	dir := t.TempDir()
+	pipe := filepath.Join(dir, "pipe")
+	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+		t.Skip(err)
+	}
+	for _, text := range []string{
+		"include: pipe\nbroker: {}\n",
+		"broker: {}\nhttp: {tokens: {admin: \"${file:pipe}\"}}\n",
+		"adapters: {a: {modbus: tcp://10.0.0.1:502, devices: {d: {points_file: pipe}}}}\n",
+	} {
+		write(t, dir, "site.yaml", text)
+		c, ps := Load(filepath.Join(dir, "site.yaml"), Options{})
+		if c != nil || len(ps) != 1 || !strings.HasSuffix(ps[0].Text, pipe+" is no regular file") {
+			t.Errorf("%s: %s", text, problems(ps))
+		}
+	}
+	written := make(chan error, 1)
+	go func() { written <- os.WriteFile(pipe, []byte("broker: {}\n"), 0) }()
+	c, ps := Load(pipe, Options{})
+	if err := <-written; err != nil || c == nil {
+		t.Errorf("%v, %s", err, problems(ps))
+	}
+	// a device ends by the bound
+	c, ps = Load("/dev/zero", Options{})
+	if c != nil || strings.TrimSpace(problems(ps)) != "/dev/zero:1:1: the file is larger than 512 KiB" {
+		t.Error(problems(ps))
+	}
+	c, ps = Load(dir, Options{})
+	if c != nil || strings.TrimSpace(problems(ps)) != dir+":1:1: the file is a folder" {
+		t.Error(problems(ps))
+	}
+}
+
+// The bound that was hit is named.
+func TestBoundNamed(t *testing.T) {
+	for text, first := range map[string]string{
+		strings.Repeat("[", 200_000):                     "1:1: the file has more than 150000 lines, brackets, commas, colons and other marks; " + shorter,
+		strings.Repeat("[", 10_000):                      "1:49: more than 48 maps and lists inside each other",
+		"a:\n" + strings.Repeat("  - x\n", 460_000/6):    "75001:1: the file has more than 150000 lines, brackets, commas, colons and other marks; " + shorter,
+		"a: [" + strings.Repeat("word, ", 460_000/6):     "1:239997: the file has more than 80000 tokens, which are keys, values, brackets, commas and hyphens; " + shorter,
+		numbered(5_000, "k%: 1\n"):                       "4001:6: more than 4000 keys in one map; use ranges, or more than one adapter",
+		strings.Repeat("# a long line\n", maxFile/14+10): "1:1: the file is larger than 512 KiB",
+	} {
+		c, ps := Parse("f", []byte(text), Options{})
+		if c != nil || len(ps) != 1 {
+			t.Errorf("%d problems: %s", len(ps), problems(ps))
+			continue
+		}
+		want(t, text[:10], ps[0].String(), "f:"+first)
+	}
+}
+
+// numbered is a text for each number, with % for it.
+func numbered(n int, text string) string {
+	var b strings.Builder
+	for i := range n {
+		b.WriteString(strings.ReplaceAll(text, "%", fmt.Sprint(i)))
+	}
+	return b.String()
 }
 
 func TestHostName(t *testing.T) {

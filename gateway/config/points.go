@@ -133,7 +133,7 @@ func (k *kitReader) conversion(o *object, p *Point, s shape) {
 			k.scales = append(k.scales, scale{p.Name, p.ScaleBy, o.valuePos("scale_by")})
 		}
 		p.Range = k.valueRange(o.object("range"))
-		p.Bits = k.bits(o.object("bits"), s)
+		p.Bits = k.bits(o.object("bits"), p.Modbus.As, s.width)
 		for _, n := range o.list("invalid", true) {
 			k.invalid(p, n, s)
 		}
@@ -199,7 +199,8 @@ func (o *object) pair(key string, to *[2]float64) bool {
 	return ok
 }
 
-func (d *decoder) bits(o *object, s shape) []Bit {
+// bits reads the names of the bits of a number of so many, 0 if they are not known.
+func (d *decoder) bits(o *object, as string, width int) []Bit {
 	if !o.there() {
 		return nil
 	}
@@ -213,8 +214,11 @@ func (d *decoder) bits(o *object, s shape) []Bit {
 		case err != nil || !ok:
 			d.problem(e.key.pos(), "bits: expected the number of a bit, found %s; write {0: running, 3: fault}", e.key.quote())
 			continue
-		case i < 0 || s.width > 0 && i >= int64(s.width):
-			d.problem(e.key.pos(), "bits: there is no bit %d in %d; the lowest is 0", i, s.width)
+		case width > 0 && (i < 0 || i >= int64(width)):
+			d.problem(e.key.pos(), "bits: there is no bit %d; %s has bits 0 to %d", i, article(as), width-1)
+			continue
+		case i < 0:
+			d.problem(e.key.pos(), "bits: there is no bit %d; the lowest is 0", i)
 			continue
 		case named && names[name]:
 			d.problem(e.val.pos(), "bits: %s is there twice; choose another name", quote(name))

@@ -232,21 +232,21 @@ func (d *decoder) addPoint(all *points, key, val *node) {
 		return
 	}
 	twice := false
-	d.each(key, val, nil, func(i int, name string, v *node) {
-		if all.full || !d.work(1, key.pos()) {
-			return
+	d.each(key, val, nil, func(i int, name string, v *node) bool {
+		if !d.work(1, key.pos()) {
+			return false
 		}
 		if at, there := all.index[name]; there {
 			if !twice {
 				d.problem(key.pos(), "the point %s is there already, %s; choose another name", quote(name), all.n.entries[at].key.pos().from(key.pos()))
 			}
 			twice = true
-			return
+			return true
 		}
 		if len(all.n.entries) >= maxDevicePoints {
 			all.full = true
 			d.problem(key.pos(), "more than %d points in one device; make several of it", maxDevicePoints)
-			return
+			return false
 		}
 		k, c := *key, *v
 		k.text = name
@@ -254,5 +254,6 @@ func (d *decoder) addPoint(all *points, key, val *node) {
 		all.index[name] = len(all.n.entries)
 		all.n.entries = append(all.n.entries, entry{&k, &c})
 		all.n.size += 1 + v.size
+		return true
 	})
 }

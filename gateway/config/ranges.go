@@ -88,10 +88,11 @@ func stepText(text string, spans []span, i int) string {
 	return b.String()
 }
 
-// each calls f for every name that key stands for, with its value. The values
+// each calls f for every name that key stands for, with its value, until it
+// returns false. The values
 // of keys in except are left as they are: they have ranges of their own. Ranges
 // that are wrong are reported.
-func (d *decoder) each(key, val *node, except []string, f func(i int, name string, val *node)) {
+func (d *decoder) each(key, val *node, except []string, f func(i int, name string, val *node) bool) {
 	spans, err := spansIn(key.text)
 	if err == nil && len(spans) > 1 {
 		err = fmt.Errorf("%s has more than one range; write one, and the other out", key.quote())
@@ -156,6 +157,8 @@ func (d *decoder) each(key, val *node, except []string, f func(i int, name strin
 		if count > 1 && !d.work(int(val.size), key.pos()) {
 			return
 		}
-		f(i, name, v)
+		if !f(i, name, v) {
+			return
+		}
 	}
 }

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -97,6 +98,8 @@ func (d *decoder) reference(n *node, ref string) (string, bool) {
 	case "var":
 		v := d.vars[name]
 		switch {
+		case d.vars == nil:
+			d.problem(n.pos(), "%s: variables and includes cannot use variables; write the text itself, or ${env:NAME}", quote("${"+ref+"}"))
 		case v == nil:
 			d.problem(n.pos(), "there is no variable %s%s; add it under vars:", quote(name), suggestKey(d, name, d.vars))
 		case v.kind == scalar && !v.broken: // else it is reported itself
@@ -124,9 +127,15 @@ func (d *decoder) fileText(path string) (string, error) {
 	if text, ok := d.texts[path]; ok {
 		return text, nil
 	}
+	if d.full {
+		return "", errors.New(tooLarge)
+	}
 	text, err := readText(path)
 	if err != nil {
 		return "", err
+	}
+	if !d.take(len(text)) {
+		return "", errors.New(tooLarge)
 	}
 	d.texts[path] = text
 	d.files = append(d.files, path)

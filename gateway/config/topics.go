@@ -205,7 +205,7 @@ func (d *decoder) checkGatewayFields(c *Config, t *template, at Pos, what string
 	g := c.root.value("gateway")
 	for _, key := range []string{"org", "site", "zone"} {
 		// one that is there but wrong is reported already
-		if t.has(key) && g.get(key) == nil && (g == nil || !g.broken) {
+		if t.has(key) && g.get(key) == nil && (g == nil || !g.broken && g.kind == mapping) {
 			d.problem(at, "%s has {%s}, but gateway.%s is not set; add %s: under gateway:", what, key, key, key)
 		}
 	}

@@ -93,15 +93,24 @@ func (d *decoder) badEnum(n *node, what string, allowed []string) {
 }
 
 func (o *object) bool(key string, def bool) bool {
+	b, ok := o.boolean(key)
+	if !ok {
+		return def
+	}
+	return b
+}
+
+// boolean is true or false; ok reports whether it is there and good.
+func (o *object) boolean(key string) (value, ok bool) {
 	n := o.scalar(key, "true or false")
 	if n == nil {
-		return def
+		return false, false
 	}
 	if !isBool(n.text) || !n.plain && !n.computed {
 		o.d.problem(n.pos(), "%s: expected true or false, found %s", key, n.quote())
-		return def
+		return false, false
 	}
-	return n.text[0] == 't' || n.text[0] == 'T'
+	return n.text[0] == 't' || n.text[0] == 'T', true
 }
 
 // number is a number that is not NaN or infinite.
@@ -150,7 +159,7 @@ func (o *object) integer(key string, least, most int) (int, bool) {
 	n := o.n.value(key)
 	i, ok := num.Int64()
 	switch {
-	case !ok && float64(int64(num.Float64())) != num.Float64():
+	case !ok && math.Trunc(num.Float64()) != num.Float64():
 		o.d.problem(n.pos(), "%s: expected an integer, found %s", key, n.quote())
 	case !ok || i < int64(least) || i > int64(most):
 		o.d.problem(n.pos(), "%s: %s is not between %d and %d", key, n.quote(), least, most)

@@ -18,8 +18,9 @@ import (
 // parseYAML makes a tree of a file. What is wrong with it is reported; nil is a
 // file of which nothing can be used.
 func (d *decoder) parseYAML(src *source, data []byte) *node {
-	body, f := parseAST(data)
+	body, f := parseAST(data, &d.marks)
 	if f != nil {
+		d.full = d.full || f.bound
 		d.problem(Pos{src.name, f.line, f.col}, "%s", f.text)
 		return nil
 	}
@@ -31,22 +32,22 @@ func (d *decoder) parseYAML(src *source, data []byte) *node {
 	return c.convert(body)
 }
 
-// parseAST parses within the bounds of this package. The body is nil for an
-// empty document.
-func parseAST(data []byte) (body ast.Node, f *flaw) {
+// parseAST parses within the bounds of this package, and adds to the marks of all
+// files. The body is nil for an empty document.
+func parseAST(data []byte, marks *int) (body ast.Node, f *flaw) {
 	// The library panics on some malformed input.
 	defer func() {
 		if r := recover(); r != nil {
-			body, f = nil, &flaw{1, 1, "this is not YAML that can be read; check the indentation, the quotes and the brackets"}
+			body, f = nil, &flaw{line: 1, col: 1, text: "this is not YAML that can be read; check the indentation, the quotes and the brackets"}
 		}
 	}()
 	data = bytes.TrimPrefix(data, []byte("\ufeff"))
 	data = bytes.ReplaceAll(data, []byte("\r\n"), []byte("\n")) // which the scanner counts as two lines
 	if i := invalidUTF8(data); i >= 0 {
 		line := 1 + bytes.Count(data[:i], []byte("\n"))
-		return nil, &flaw{line, 1, "the line is not UTF-8; save the file as UTF-8"}
+		return nil, &flaw{line: line, col: 1, text: "the line is not UTF-8; save the file as UTF-8"}
 	}
-	if f := checkBytes(data); f != nil {
+	if f := checkBytes(data, marks); f != nil {
 		return nil, f
 	}
 	var tokens token.Tokens
@@ -57,7 +58,7 @@ func parseAST(data []byte) (body ast.Node, f *flaw) {
 		tokens.Add(some...)
 		if err != nil { // io.EOF, or the last of tokens says what is wrong
 			if err != io.EOF && len(some) == 0 {
-				return nil, &flaw{1, 1, "this is not YAML that can be read"}
+				return nil, &flaw{line: 1, col: 1, text: "this is not YAML that can be read"}
 			}
 			break
 		}
@@ -75,9 +76,9 @@ func parseAST(data []byte) (body ast.Node, f *flaw) {
 		}
 		if errors.As(err, &at) && at.GetToken() != nil {
 			p := at.GetToken().Position
-			return nil, &flaw{p.Line, p.Column, syntaxText(at.GetMessage())}
+			return nil, &flaw{line: p.Line, col: p.Column, text: syntaxText(at.GetMessage())}
 		}
-		return nil, &flaw{1, 1, "this is not YAML that can be read"}
+		return nil, &flaw{line: 1, col: 1, text: "this is not YAML that can be read"}
 	}
 	for _, doc := range file.Docs {
 		if doc.Body == nil {
@@ -85,7 +86,7 @@ func parseAST(data []byte) (body ast.Node, f *flaw) {
 		}
 		if body != nil {
 			p := doc.Body.GetToken().Position
-			return nil, &flaw{p.Line, p.Column, "a second document begins here; a site file is one document"}
+			return nil, &flaw{line: p.Line, col: p.Column, text: "a second document begins here; a site file is one document"}
 		}
 		body = doc.Body
 	}
