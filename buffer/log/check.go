@@ -223,7 +223,7 @@ func (d lookDisk) Open(id GenID) (g Generation, err error) {
 	err = Guard(func() error {
 		db, err := bbolt.Open(d.path(id), 0o600, &bbolt.Options{ReadOnly: true, NoStatistics: true, Timeout: 1})
 		if err == nil {
-			g = &file{db}
+			g = &file{db: db}
 		}
 		return err
 	})

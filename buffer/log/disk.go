@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 
 	"go.etcd.io/bbolt"
 )
@@ -168,8 +169,10 @@ func (f *files) create(path string) (*file, error) {
 		// What was made of the file holds no block.
 		return nil, errors.Join(err, removeIfThere(path))
 	}
-	db.AllocSize = 4 << 20 // each time the file grows costs a sync; what is not written takes no room
-	return &file{db}, nil
+	// The file grows in steps, each of which costs a sync. What is not written takes
+	// no room.
+	db.AllocSize = int(min(max(f.opts.GenerationBytes/8, 256<<10), 4<<20))
+	return &file{db: db}, nil
 }
 
 func removeIfThere(path string) error {
@@ -184,7 +187,7 @@ func (f *files) Open(id GenID) (g Generation, err error) {
 	err = Guard(func() error {
 		db, err := bbolt.Open(path, 0o600, &bbolt.Options{ReadOnly: true, NoStatistics: true})
 		if err == nil {
-			g = &file{db}
+			g = &file{db: db}
 		}
 		return err
 	})
@@ -327,12 +330,26 @@ func SetAside(path string) error {
 	return os.Rename(path, filepath.Join(dir, fmt.Sprintf("%06d-%s", n+1, filepath.Base(path))))
 }
 
-type file struct{ db *bbolt.DB }
+type file struct {
+	db *bbolt.DB
+	// broken is set when bbolt panicked over what the file holds. It may have held
+	// its locks then, and Close would wait for them for ever.
+	broken atomic.Bool
+}
+
+// guard is Guard for what is done with the file.
+func (g *file) guard(f func() error) error {
+	err := Guard(f)
+	if errors.Is(err, errPanic) {
+		g.broken.Store(true)
+	}
+	return err
+}
 
 var blockKey = []byte("d")
 
 func (g *file) Put(first Seq, block []byte) error {
-	return Guard(func() error {
+	return g.guard(func() error {
 		return g.db.Update(func(tx *bbolt.Tx) error { return put(tx, first, block) })
 	})
 }
@@ -360,7 +377,7 @@ func pad(block []byte) []byte {
 }
 
 func (g *file) Scan(from Seq, fn func(Seq, []byte) bool) error {
-	return Guard(func() error {
+	return g.guard(func() error {
 		return g.db.View(func(tx *bbolt.Tx) error {
 			c := tx.Cursor()
 			for k, _ := c.Seek(seqKey(from)); k != nil; k, _ = c.Next() {
@@ -381,4 +398,11 @@ func (g *file) Scan(from Seq, fn func(Seq, []byte) bool) error {
 	})
 }
 
-func (g *file) Close() error { return Guard(g.db.Close) }
+// Close closes the file. One that is broken is abandoned, with its descriptor: it
+// is read no more.
+func (g *file) Close() error {
+	if g.broken.Load() {
+		return nil
+	}
+	return Guard(g.db.Close)
+}

@@ -16,11 +16,13 @@ func Guard(f func() error) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		if r := recover(); r != nil {
-			err = fmt.Errorf("reading the file ended in %v: %w", r, ErrDamaged)
+			err = fmt.Errorf("%w: %v", errPanic, r)
 		}
 	}()
 	return f()
 }
+
+var errPanic = fmt.Errorf("reading the file ended in a panic: %w", ErrDamaged)
 
 // NoSpace reports whether a write failed for want of room: nothing of it is
 // stored, and the same file can be written again when there is room. A disk that
