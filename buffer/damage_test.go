@@ -100,7 +100,7 @@ func TestDamage(t *testing.T) {
 		"newest": "telemetry/" + filepath.Base(files[len(files)-1]),
 		"meta":   "meta.db",
 	}
-	times := 25
+	times := 25 / slower
 	if testing.Short() {
 		times = 3
 	}

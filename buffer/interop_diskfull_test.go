@@ -98,6 +98,7 @@ func onSmallDisks(t *testing.T) {
 type filler struct {
 	t       *testing.T
 	dir     string
+	options Options
 	b       *Buffer
 	o       *Outbox
 	r       *Reader
@@ -108,16 +109,16 @@ type filler struct {
 	since   time.Time     // the last that was
 }
 
-func newFiller(t *testing.T, dir string, l Limits) *filler {
-	f := &filler{t: t, dir: dir, since: time.Now()}
-	f.open(l)
+func newFiller(t *testing.T, dir string, o Options) *filler {
+	f := &filler{t: t, dir: dir, options: o, since: time.Now()}
+	f.open()
 	return f
 }
 
-func (f *filler) open(l Limits) {
+func (f *filler) open() {
 	f.t.Helper()
 	var err error
-	if f.b, err = Open(f.dir, Options{PageSize: 4096, GenerationBytes: 1 << 20, Limits: l}); err != nil {
+	if f.b, err = Open(f.dir, f.options); err != nil {
 		f.t.Fatal(err)
 	}
 	f.o = outbox(f.t, f.b, "cloud", Telemetry)
@@ -248,7 +249,7 @@ func (f *filler) holds(work string) {
 		f.t.Fatal(err)
 	}
 	defer os.RemoveAll(dir)
-	other := newFiller(f.t, dir, Limits{})
+	other := newFiller(f.t, dir, Options{})
 	other.acked = append([]int(nil), f.acked...)
 	other.take(all)
 	if len(other.acked) > 0 {
@@ -288,8 +289,7 @@ func fullRejects(t *testing.T, at, work string) {
 	if err := os.WriteFile(stuffing, make([]byte, 6<<20), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	limits := Limits{RejectNew: true}
-	f := newFiller(t, filepath.Join(at, "data"), limits)
+	f := newFiller(t, filepath.Join(at, "data"), Options{PageSize: 4096, GenerationBytes: 1 << 20, Limits: Limits{RejectNew: true}})
 	f.fill()
 	stored := len(f.acked)
 	stuff(t, stuffing)
@@ -315,7 +315,7 @@ func fullRejects(t *testing.T, at, work string) {
 		t.Errorf("%d dropped, %d refused", n, f.refused)
 	}
 	f.close()
-	f.open(limits)
+	f.open()
 	defer f.close()
 	f.balances()
 	if s := f.b.Stats(); s.Generations != 0 || s.Ledger.Stored != 0 {
@@ -327,7 +327,7 @@ func fullRejects(t *testing.T, at, work string) {
 // holds, with ever less room.
 func fullDrops(t *testing.T, at string) {
 	stuffing := filepath.Join(at, "stuffing")
-	f := newFiller(t, filepath.Join(at, "data"), Limits{})
+	f := newFiller(t, filepath.Join(at, "data"), Options{PageSize: 4096, GenerationBytes: 1 << 20})
 	for f.next < 80<<10 {
 		f.append()
 		if f.next == 40<<10 {
@@ -361,7 +361,7 @@ func fullDrops(t *testing.T, at string) {
 	f.close()
 }
 
-// TestInteropFileSizeLimit lets no file grow over 512 KiB (setrlimit(2),
+// TestInteropFileSizeLimit lets no file grow over 6 MiB (setrlimit(2),
 // RLIMIT_FSIZE), as a service manager may.
 func TestInteropFileSizeLimit(t *testing.T) {
 	if os.Getenv(disksEnv) == "" {
@@ -379,18 +379,21 @@ func TestInteropFileSizeLimit(t *testing.T) {
 		t.Fatal(err)
 	}
 	work := os.Getenv(disksEnv)
-	f := newFiller(t, filepath.Join(work, "data"), Limits{RejectNew: true})
+	f := newFiller(t, filepath.Join(work, "data"), Options{GenerationBytes: 8 << 20, Limits: Limits{RejectNew: true}})
 	limit := func(n uint64) {
 		t.Helper()
 		if err := unix.Setrlimit(unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: n, Max: old.Max}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	limit(512 << 10)
+	limit(6 << 20)
 	f.fill()
 	limit(old.Cur)
+	if len(f.acked) == 0 {
+		t.Error("nothing was stored below the limit")
+	}
 	f.holds(work)
-	limit(512 << 10)
+	limit(6 << 20)
 	f.fill()
 	limit(old.Cur)
 	t.Logf("%d stored, %d refused; %v after the limit was gone it takes more", len(f.acked), f.refused, f.works().Round(time.Millisecond))

@@ -21,7 +21,7 @@ import (
 )
 
 var (
-	seeds = flag.Int("seeds", 1000, "how many seeds TestSimulation runs")
+	seeds = flag.Int("seeds", 1000/slower, "how many seeds TestSimulation runs")
 	seed  = flag.Uint64("seed", 0, "run TestSimulation with this seed only")
 )
 
@@ -80,6 +80,7 @@ type world struct {
 	trace     []string // what happened to the disk, for a seed that fails
 
 	// The model, of the test's goroutine.
+	dice      *rand.Rand
 	b         *Buffer
 	options   Options
 	queues    []*queueModel
@@ -114,7 +115,7 @@ type queueModel struct {
 }
 
 func newWorld(t *testing.T, seed uint64) *world {
-	w := &world{t: t, seed: seed, rng: rand.New(rand.NewPCG(seed, 7)), rows: map[string]map[string][]byte{}, sent: map[int]*sentModel{}}
+	w := &world{t: t, seed: seed, rng: rand.New(rand.NewPCG(seed, 7)), dice: rand.New(rand.NewPCG(seed, 8)), rows: map[string]map[string][]byte{}, sent: map[int]*sentModel{}}
 	w.clock.boot = 1
 	w.clock.up = time.Now()
 	for c := range w.disks {
@@ -189,7 +190,7 @@ func (w *world) run() {
 		}
 	}()
 	defer w.stop()
-	lives := 3 + w.rng.IntN(6)
+	lives := 3 + w.dice.IntN(6)
 	short := 0 // lives in a row that crash soon
 	for life := 0; life < lives; life++ {
 		w.mu.Lock()
@@ -198,9 +199,9 @@ func (w *world) run() {
 		if w.reboot(); !w.start() {
 			continue // it crashed again while it opened
 		}
-		steps := 20 + w.rng.IntN(60)
-		if short == 0 && w.rng.IntN(4) == 0 {
-			short = 2 + w.rng.IntN(8)
+		steps := 20 + w.dice.IntN(60)
+		if short == 0 && w.dice.IntN(4) == 0 {
+			short = 2 + w.dice.IntN(8)
 			lives += short
 		}
 		if short > 0 {
@@ -324,13 +325,13 @@ func (r told) Stored(err error) {
 }
 
 func (w *world) step() {
-	q := w.queues[w.rng.IntN(len(w.queues))]
-	if q.lags && w.rng.IntN(5) > 0 {
+	q := w.queues[w.dice.IntN(len(w.queues))]
+	if q.lags && w.dice.IntN(5) > 0 {
 		q = w.queues[0]
 	}
-	switch w.rng.IntN(11) {
+	switch w.dice.IntN(11) {
 	case 0, 1, 2, 3:
-		w.append(1 + w.rng.IntN(5))
+		w.append(1 + w.dice.IntN(5))
 	case 4, 5, 6:
 		w.take(q)
 	case 7:
@@ -339,14 +340,14 @@ func (w *world) step() {
 		q.reader.Rewind()
 		q.open = nil
 	case 9:
-		time.Sleep(time.Duration(w.rng.IntN(4000)) * time.Millisecond)
+		time.Sleep(time.Duration(w.dice.IntN(4000)) * time.Millisecond)
 	case 10:
-		if w.rng.IntN(3) == 0 {
+		if w.dice.IntN(3) == 0 {
 			time.Sleep(25 * time.Second) // long enough to tidy up
 		}
 		w.jump()
 	}
-	if w.rng.IntN(200) == 0 {
+	if w.dice.IntN(200) == 0 {
 		w.mu.Lock()
 		w.crash()
 		w.mu.Unlock()
@@ -354,10 +355,10 @@ func (w *world) step() {
 }
 
 func (w *world) append(n int) {
-	class := w.queues[w.rng.IntN(len(w.queues))].class
+	class := w.queues[w.dice.IntN(len(w.queues))].class
 	var to []*queueModel
 	for _, q := range w.queues {
-		if q.class == class && (len(to) == 0 || w.rng.IntN(2) == 0) {
+		if q.class == class && (len(to) == 0 || w.dice.IntN(2) == 0) {
 			to = append(to, q)
 		}
 	}
@@ -366,12 +367,12 @@ func (w *world) append(n int) {
 	w.mu.Unlock()
 	for range n {
 		w.next++
-		m := &Message{Topic: "t", Payload: fmt.Appendf(nil, "%d %s", w.next, bytes.Repeat([]byte("x"), w.rng.IntN(200))), Urgent: w.rng.IntN(2) == 0}
+		m := &Message{Topic: "t", Payload: fmt.Appendf(nil, "%d %s", w.next, bytes.Repeat([]byte("x"), w.dice.IntN(200))), Urgent: w.dice.IntN(2) == 0}
 		for _, q := range to {
 			m.Copies = append(m.Copies, Copy{Outbox: q.o})
 		}
-		if w.rng.IntN(4) == 0 {
-			m.Expiry = []time.Duration{3 * time.Second, 20 * time.Second, time.Minute, 20 * time.Minute}[w.rng.IntN(4)]
+		if w.dice.IntN(4) == 0 {
+			m.Expiry = []time.Duration{3 * time.Second, 20 * time.Second, time.Minute, 20 * time.Minute}[w.dice.IntN(4)]
 			w.mu.Lock()
 			w.sent[w.next] = &sentModel{at: time.Now(), expiry: m.Expiry, queues: to}
 			w.mu.Unlock()
@@ -387,7 +388,7 @@ func (w *world) append(n int) {
 }
 
 func (w *world) take(q *queueModel) {
-	dst := make([]Delivery, 1+w.rng.IntN(20))
+	dst := make([]Delivery, 1+w.dice.IntN(20))
 	n, err := q.reader.TryNext(dst)
 	if err != nil && !errors.Is(err, errCrashed) {
 		w.t.Fatalf("seed %d: next: %v", w.seed, err)
@@ -431,12 +432,12 @@ func (w *world) settle(q *queueModel, n int) {
 			return
 		}
 		i := 0
-		if w.rng.IntN(4) == 0 {
-			i = w.rng.IntN(len(q.open))
+		if w.dice.IntN(4) == 0 {
+			i = w.dice.IntN(len(q.open))
 		}
 		q.o.Settle(q.open[i].Ordinal, Delivered)
 		q.open = slices.Delete(q.open, i, i+1)
-		if w.rng.IntN(10) == 0 {
+		if w.dice.IntN(10) == 0 {
 			return
 		}
 	}

@@ -239,10 +239,10 @@ func (w *world) Synced() bool {
 
 // reboot lets some time pass, and may start the machine anew.
 func (w *world) reboot() {
-	time.Sleep(time.Duration(w.rng.IntN(30)) * time.Second)
+	time.Sleep(time.Duration(w.dice.IntN(30)) * time.Second)
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.rng.IntN(2) == 0 {
+	if w.dice.IntN(2) == 0 {
 		w.clock.boot++
 		w.clock.up = time.Now()
 		w.clock.synced = false
@@ -254,7 +254,7 @@ func (w *world) reboot() {
 func (w *world) jump() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	switch w.rng.IntN(4) {
+	switch w.dice.IntN(4) {
 	case 0:
 		w.clock.synced = false
 		w.misset()
@@ -271,6 +271,6 @@ func (w *world) misset() {
 		return
 	}
 	shifts := []time.Duration{0, -simEpoch - 30*365*24*time.Hour, -time.Hour, 10 * 365 * 24 * time.Hour}
-	w.clock.shift = shifts[w.rng.IntN(len(shifts))]
+	w.clock.shift = shifts[w.dice.IntN(len(shifts))]
 	w.note("the clock is wrong by %v", w.clock.shift)
 }
