@@ -44,8 +44,8 @@ func (l *Log) After(after Seq, want func(h *Header, dir []byte) bool) (*Block, e
 			after = last // nothing wanted in the rest of the generation
 		case l.isGone(g): // removed or replaced while it was read: look again
 		case l.sealedAndNew(g):
-			if err := l.heal(g, err); err != nil {
-				return nil, err
+			if herr := l.heal(g, err); herr != nil {
+				return nil, errors.Join(err, herr)
 			}
 		case errors.Is(err, ErrDamaged) && next > after:
 			l.opts.Logger.Error("block is damaged, its records are lost", "generation", g.ID.String(), "block", next.String(), "err", err)
