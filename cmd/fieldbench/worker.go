@@ -54,9 +54,8 @@ func workerCommand() *cobra.Command {
 		Hidden: true,
 		Args:   cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			in := json.NewDecoder(os.Stdin)
 			var j job
-			if err := in.Decode(&j); err != nil {
+			if err := json.NewDecoder(os.Stdin).Decode(&j); err != nil {
 				return err
 			}
 			out, err := j.do(cmd.Context())
@@ -67,24 +66,15 @@ func workerCommand() *cobra.Command {
 				return err
 			}
 			if j.Wait {
-				_, err = io.Copy(io.Discard, in.Buffered())
-				return errors.Join(err, drainInput())
+				_, err = io.Copy(io.Discard, os.Stdin)
 			}
-			return nil
+			return err
 		},
 	}
 }
 
-func drainInput() error {
-	_, err := io.Copy(io.Discard, os.Stdin)
-	return err
-}
-
-// worker is a process at a job.
-type worker struct {
-	cmd *exec.Cmd
-	in  io.Closer
-}
+// worker is a process that has done its job and waits.
+type worker struct{ cmd *exec.Cmd }
 
 // run has a process of its own do a job. A worker that waits must be killed.
 func (j job) run(ctx context.Context, env ...string) (out outcome, w *worker, err error) {
@@ -114,7 +104,7 @@ func (j job) run(ctx context.Context, env ...string) (out outcome, w *worker, er
 		return out, nil, errors.Join(err, cmd.Wait())
 	}
 	if j.Wait {
-		return out, &worker{cmd, stdin}, nil
+		return out, &worker{cmd}, nil
 	}
 	return out, nil, errors.Join(stdin.Close(), cmd.Wait())
 }
@@ -125,7 +115,7 @@ func (w *worker) kill() error {
 		return err
 	}
 	w.cmd.Wait() // says that it was killed
-	return w.in.Close()
+	return nil
 }
 
 func (j job) options() buffer.Options {
