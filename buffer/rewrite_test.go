@@ -82,6 +82,9 @@ func TestLaggardPinsOnlyWhatItNeeds(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
+		if err := fast.chain.log.Rotate(t.Context()); err != nil { // else the last one is left as it is
+			t.Fatal(err)
+		}
 		before := b.Stats()
 		r, err := b.Reader(fast)
 		if err != nil {
@@ -99,7 +102,7 @@ func TestLaggardPinsOnlyWhatItNeeds(t *testing.T) {
 		late.Settle(1, Delivered)
 		time.Sleep(3 * time.Minute) // the generations are rewritten one after the other
 		after := b.Stats()
-		if after.Bytes > before.Bytes/3 || after.Ledger.Stored != n/each-1 {
+		if after.Bytes > before.Bytes/6 || after.Ledger.Stored != n/each-1 {
 			t.Errorf("%d bytes of blocks before, %d after; %+v", before.Bytes, after.Bytes, after.Ledger)
 		}
 		_, more := take(t, r, 6) // goes on where it was
