@@ -1,4 +1,4 @@
-//go:build powercut
+//go:build interop
 
 package buffer
 

@@ -30,15 +30,32 @@ type metaFile struct {
 // that is damaged is set aside: what matters stands in the generations too.
 func openMeta(dir string, pageSize int, above uint32, logger *slog.Logger) (*meta, error) {
 	path := filepath.Join(dir, "meta.db")
+	_, err := os.Lstat(path)
+	isNew := errors.Is(err, os.ErrNotExist)
 	m, err := tryMeta(path, pageSize, above)
-	if err == nil || !errors.Is(err, log.ErrDamaged) {
-		return m, err
+	if errors.Is(err, log.ErrDamaged) {
+		if aside := log.SetAside(path); aside != nil {
+			return nil, errors.Join(err, aside)
+		}
+		logger.Error("meta.db is damaged; it was set aside and is made again from the generations", "err", err)
+		m, err = tryMeta(path, pageSize, above)
 	}
-	if aside := log.SetAside(path); aside != nil {
-		return nil, errors.Join(err, aside)
+	if err != nil {
+		return nil, err
 	}
-	logger.Error("meta.db is damaged; it was set aside and is made again from the generations", "err", err)
-	return tryMeta(path, pageSize, above)
+	// A file's sync makes its bytes durable and not its name. Whatever an earlier
+	// process made in the folder before it died is covered here too.
+	if err := log.SyncDir(dir); err != nil {
+		return nil, errors.Join(err, m.close())
+	}
+	if isNew {
+		// Maybe that process made the folder itself. Where the one above cannot be
+		// synced, it was not made there just now.
+		if err := log.SyncDir(filepath.Dir(filepath.Clean(dir))); err != nil {
+			logger.Debug("folder above the data folder could not be synced", "err", err)
+		}
+	}
+	return m, nil
 }
 
 func tryMeta(path string, pageSize int, above uint32) (m *meta, err error) {

@@ -85,6 +85,8 @@ func (d *simDisk) Open(id log.GenID) (log.Generation, error) {
 	}
 }
 
+func (d *simDisk) Sync(id log.GenID) error { return nil }
+
 func (d *simDisk) Remove(id log.GenID) error {
 	d.w.mu.Lock()
 	defer d.w.mu.Unlock()

@@ -57,6 +57,9 @@ type Disk interface {
 	Write(id GenID, blocks iter.Seq2[Seq, []byte]) error
 	// Open opens a generation for reading.
 	Open(GenID) (Generation, error)
+	// Sync makes durable what can be read of a generation: a process that was
+	// killed may have written some of it and not come to sync it.
+	Sync(GenID) error
 	// Remove deletes a generation, if it is there. It stays away on return of nil.
 	Remove(GenID) error
 	// DiskBytes is what a generation takes from the disk.
@@ -110,7 +113,7 @@ func Files(dir string, o FileOptions) (Disk, error) {
 	if o.GenerationBytes == 0 {
 		o.GenerationBytes = defaultGenerationBytes
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := MakeDir(dir); err != nil {
 		return nil, err
 	}
 	f := &files{dir: dir, opts: o}
@@ -192,6 +195,14 @@ func (f *files) Open(id GenID) (g Generation, err error) {
 		return err
 	})
 	return g, err
+}
+
+func (f *files) Sync(id GenID) error {
+	file, err := os.Open(f.path(id))
+	if err != nil {
+		return err
+	}
+	return errors.Join(file.Sync(), file.Close())
 }
 
 func (f *files) Remove(id GenID) error {

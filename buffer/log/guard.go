@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"runtime/debug"
 	"strings"
 	"syscall"
@@ -34,6 +35,26 @@ func NoSpace(err error) bool {
 	}
 	// bbolt grows the file before it writes to it, and keeps only the text.
 	return err != nil && strings.HasPrefix(err.Error(), "file resize error")
+}
+
+// MakeDir makes a folder, and what is missing of those above it; their names are
+// durable on return. One that is there already is left as it is.
+func MakeDir(dir string) error {
+	err := os.Mkdir(dir, 0o700)
+	above := filepath.Dir(dir)
+	switch {
+	case errors.Is(err, os.ErrExist):
+		return os.MkdirAll(dir, 0o700) // says so if it is no folder
+	case errors.Is(err, os.ErrNotExist) && above != dir:
+		if err := MakeDir(above); err != nil {
+			return err
+		}
+		err = os.Mkdir(dir, 0o700)
+	}
+	if err != nil {
+		return err
+	}
+	return SyncDir(above)
 }
 
 // SyncDir makes the names in a folder durable.

@@ -219,10 +219,15 @@ func Open(disk Disk, epoch uint32, sealed map[GenID]Seal, recovered func(GenID, 
 	return l, nil
 }
 
-// recover reads the headers of a generation that was not sealed. One that cannot
-// be read is repaired first.
+// recover reads the headers of a generation that was not sealed. What it finds
+// counts as accepted from then on, so it is made durable first: a block whose
+// writer was killed before its sync would be gone after a power cut. A generation
+// that cannot be synced or read is repaired first.
 func (l *Log) recover(g *generation, recovered func(GenID, Header, []byte)) error {
-	err := l.readHeaders(g, recovered)
+	err := l.disk.Sync(g.ID)
+	if err == nil {
+		err = l.readHeaders(g, recovered)
+	}
 	if err == nil {
 		return nil
 	}
