@@ -77,7 +77,7 @@ func (b *Buffer) save(all bool) error {
 	var dirty []*Outbox
 	for _, o := range b.Outboxes() {
 		o.mu.Lock()
-		if o.dirty && (all || time.Since(o.since) >= flushEvery) {
+		if o.dirty && (all || time.Since(o.since) >= flushEvery || o.urgent()) {
 			dirty = append(dirty, o)
 		}
 		o.mu.Unlock()

@@ -236,7 +236,7 @@ func (d *decoder) voids() (voids []void) {
 			d.bad = true
 			break
 		}
-		voids = append(voids, void{first, first + count - 1, out})
+		voids = append(voids, void{first, first + count - 1, out, true})
 	}
 	return voids
 }
@@ -249,20 +249,20 @@ func (m *meta) create(o *Outbox) error {
 // putOutboxes puts the marks of outboxes and returns what to call when they are
 // durable.
 func putOutboxes(tx metaTx, outboxes []*Outbox) (done func(), err error) {
-	versions := make([]uint64, len(outboxes))
+	versions, voids := make([]uint64, len(outboxes)), make([][]void, len(outboxes))
 	for i, o := range outboxes {
 		o.mu.Lock()
 		mk, version := o.durable()
-		next, voids := o.next, slices.Clone(o.voids)
+		next := o.next
+		versions[i], voids[i] = version, slices.Clone(o.voids)
 		o.mu.Unlock()
-		versions[i] = version
-		if err := putOutbox(tx, o, next, &mk, voids); err != nil {
+		if err := putOutbox(tx, o, next, &mk, voids[i]); err != nil {
 			return nil, err
 		}
 	}
 	return func() {
 		for i, o := range outboxes {
-			o.persisted(versions[i])
+			o.persisted(versions[i], voids[i])
 		}
 	}, nil
 }

@@ -60,10 +60,13 @@ type seen struct {
 	first, last uint64
 }
 
-// void is a run of copies that were dropped before they were handed out.
+// void is a run of copies that were dropped before they were handed out. Nothing
+// behind it is handed out before it is durable: a crash that brought it back would
+// bring it back too late.
 type void struct {
 	first, last uint64
 	out         Outcome
+	durable     bool
 }
 
 // pin is a generation that holds copies of an outbox.
@@ -110,6 +113,9 @@ func (o *Outbox) advance() {
 	for {
 		if len(o.voids) > 0 && o.voids[0].first == o.cursor+1 {
 			v := o.voids[0]
+			if !v.durable {
+				break
+			}
 			o.voids = o.voids[1:]
 			n := v.last - v.first + 1
 			o.ahead[v.out] -= n
@@ -191,7 +197,7 @@ func (o *Outbox) runs(first, last uint64, out Outcome) (runs []void) {
 		if k := len(runs); k > 0 && runs[k-1].out == is {
 			runs[k-1].last = end
 		} else {
-			runs = append(runs, void{ordinal, end, is})
+			runs = append(runs, void{first: ordinal, last: end, out: is})
 		}
 		if !settled {
 			o.ahead[out] += end - ordinal + 1
@@ -280,11 +286,27 @@ func (o *Outbox) durable() (marks, uint64) {
 	return m, o.version
 }
 
-// persisted notes that the marks of a version are durable.
-func (o *Outbox) persisted(version uint64) {
+// persisted notes that the marks of a version are durable, and some voids.
+func (o *Outbox) persisted(version uint64, voids []void) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.version == version {
 		o.dirty = false
 	}
+	fresh := false
+	for _, v := range voids {
+		i, ok := slices.BinarySearchFunc(o.voids, v.first, func(v void, first uint64) int { return cmp.Compare(v.first, first) })
+		if ok && !o.voids[i].durable {
+			o.voids[i].durable, fresh = true, true
+		}
+	}
+	if fresh {
+		o.advance()
+	}
+}
+
+// urgent reports whether the reader may have to wait until the marks are durable.
+// o.mu is held.
+func (o *Outbox) urgent() bool {
+	return slices.ContainsFunc(o.voids, func(v void) bool { return !v.durable })
 }

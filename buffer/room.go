@@ -2,6 +2,7 @@ package buffer
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -172,8 +173,8 @@ func (b *Buffer) dropGeneration(c *chain, g *generation, out Outcome) error {
 		copies += o.drop(g, out)
 	}
 	b.logger.Warn("messages were dropped", "class", c.class.String(), "reason", reasons[out], "copies", copies, "generation", g.id.String())
-	if g.pins.Load() > 0 {
-		return fmt.Errorf("generation %s is in use again", g.id) // something of it was handed out just now
+	if g.pins.Load() > 0 { // something of it was handed out just now
+		return errors.Join(fmt.Errorf("generation %s is in use again", g.id), b.save(true))
 	}
 	return b.sweep()
 }
