@@ -144,7 +144,9 @@ func withoutSum(v []byte) []byte {
 }
 
 func (f *metaFile) Update(fn func(metaTx) error) error {
-	update := func() error { return f.db.Update(func(tx *bbolt.Tx) error { return fn(metaFileTx{tx}) }) }
+	update := func() error {
+		return log.GrowError(f.db.Update(func(tx *bbolt.Tx) error { return fn(metaFileTx{tx}) }))
+	}
 	err := update()
 	switch {
 	case err == nil:

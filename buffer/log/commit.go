@@ -3,6 +3,7 @@ package log
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 )
 
@@ -84,6 +85,9 @@ func (l *Log) commit() {
 			}
 			id, err := l.store(b)
 			l.owner.Committed(b.block, id, b.entries, err)
+			if err == nil && !b.fresh && Seq(id.First) == b.block.First {
+				err = errAnew
+			}
 			l.idle <- err
 		case ack := <-l.rotate:
 			ack <- l.seal()
@@ -91,11 +95,16 @@ func (l *Log) commit() {
 	}
 }
 
+// errAnew tells the encoder that a block began a generation and was not made to:
+// its directory leaves out what the generation before has told. So that is all that
+// goes into this one.
+var errAnew = errors.New("a generation begins with a block from within another")
+
 // store makes a block durable. Where the disk is full the owner may make room,
 // once.
 func (l *Log) store(b *batch) (GenID, error) {
 	id, err := l.put(b)
-	if NoSpace(err) && l.awaitRoom(len(b.bytes)) {
+	if NoSpace(err) && !fileLimit(err) && l.awaitRoom(len(b.bytes)) {
 		id, err = l.put(b)
 	}
 	return id, err
@@ -121,7 +130,8 @@ func (l *Log) awaitRoom(need int) bool {
 
 // put writes the block to the generation that is being written, or to a new one.
 // A file that failed is never written again: nobody knows what a later sync would
-// make of it. A full one is tried again with the next block.
+// make of it; neither is one that cannot grow. Where the disk is full, the file is
+// tried again with the next block.
 func (l *Log) put(b *batch) (GenID, error) {
 	if b.fresh && l.active != nil && l.active.Blocks > 0 {
 		if err := l.seal(); err != nil {
@@ -142,7 +152,7 @@ func (l *Log) put(b *batch) (GenID, error) {
 			return g.ID, nil
 		}
 		err = fmt.Errorf("write %s: %w", g.ID, err)
-		if NoSpace(err) {
+		if NoSpace(err) && (!fileLimit(err) || g.Blocks == 0) {
 			return GenID{}, err
 		}
 		l.opts.Logger.Error("a generation failed and is written no more", "err", err)

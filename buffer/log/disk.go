@@ -361,7 +361,7 @@ var blockKey = []byte("d")
 
 func (g *file) Put(first Seq, block []byte) error {
 	return g.guard(func() error {
-		return g.db.Update(func(tx *bbolt.Tx) error { return put(tx, first, block) })
+		return GrowError(g.db.Update(func(tx *bbolt.Tx) error { return put(tx, first, block) }))
 	})
 }
 

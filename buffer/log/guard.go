@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"syscall"
 )
@@ -30,11 +31,32 @@ var errPanic = fmt.Errorf("reading the file ended in a panic: %w", ErrDamaged)
 // says so only in the sync has an outcome that nobody knows: false.
 func NoSpace(err error) bool {
 	var pe *os.PathError
-	if errors.As(err, &pe) {
-		return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) || errors.Is(err, syscall.EFBIG)
+	return errors.As(err, &pe) && slices.ContainsFunc(noRoom, func(e error) bool { return errors.Is(pe, e) })
+}
+
+// fileLimit reports whether a write failed because its file may not grow, as
+// setrlimit(2) or the file system has it. Another file may have room.
+func fileLimit(err error) bool { return NoSpace(err) && errors.Is(err, syscall.EFBIG) }
+
+var noRoom = []error{syscall.ENOSPC, syscall.EDQUOT, syscall.EFBIG}
+
+// GrowError gives an error of bbolt its cause back, if it is about the size of a
+// file, of which bbolt keeps only the text. It grows a file before it writes to it.
+func GrowError(err error) error {
+	if err == nil {
+		return nil
 	}
-	// bbolt grows the file before it writes to it, and keeps only the text.
-	return err != nil && strings.HasPrefix(err.Error(), "file resize error")
+	what, ok := strings.CutPrefix(err.Error(), "file resize error: ")
+	if !ok {
+		return err
+	}
+	for _, cause := range noRoom {
+		if what, ok := strings.CutSuffix(what, ": "+cause.Error()); ok {
+			op, path, _ := strings.Cut(what, " ")
+			return &os.PathError{Op: op, Path: path, Err: cause}
+		}
+	}
+	return err
 }
 
 // MakeDir makes a folder, and what is missing of those above it; their names are
