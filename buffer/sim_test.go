@@ -2,6 +2,7 @@ package buffer
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"flag"
 	"fmt"
@@ -28,7 +29,8 @@ var (
 // TestSimulation runs the buffer on a disk, a store and a clock of its own, in
 // which everything that can fail does, at random but from a seed: commits that
 // fail or whose fate is unknown, a full disk, crashes before and after every
-// write; a wall clock that begins in 1970, jumps by years and steps back; messages
+// write, of the process alone or of the machine; files that may not grow and a disk
+// that is broken for a while; a wall clock that begins in 1970, jumps by years and steps back; messages
 // that expire; a destination that stays far behind; a process that crashes again
 // and again. After each crash a new buffer opens what is left. In the end
 // everything that was acknowledged must have come out, in order, or stand in the
@@ -41,7 +43,7 @@ func TestSimulation(t *testing.T) {
 	if *seed != 0 {
 		first, n = *seed, 1
 	}
-	var crashes, delivered, rewritten, expired int
+	var crashes, delivered, rewritten, expired, unsynced, outages int
 	for s := first; s < first+n; s++ {
 		synctest.Test(t, func(t *testing.T) {
 			w := newWorld(t, s)
@@ -50,18 +52,23 @@ func TestSimulation(t *testing.T) {
 			delivered += w.delivered
 			rewritten += w.rewritten
 			expired += w.expired
+			unsynced += w.unsynced
+			outages += w.outages
 		})
 		if t.Failed() {
 			t.Fatalf("seed %d failed: run again with -seed %d", s, s)
 		}
 	}
-	if n > 50 && min(crashes, delivered, rewritten, expired) == 0 {
+	if n > 50 && min(crashes, delivered, rewritten, expired, unsynced, outages) == 0 {
 		t.Error("the simulation does nothing")
 	}
-	t.Logf("%d seeds, %d crashes, %d messages delivered, %d expired, %d generations rewritten", n, crashes, delivered, expired, rewritten)
+	t.Logf("%d seeds, %d crashes, %d messages delivered, %d expired, %d generations rewritten, %d blocks not synced at a power cut, %d times a broken disk", n, crashes, delivered, expired, rewritten, unsynced, outages)
 }
 
-var errCrashed = errors.New("the machine is off")
+var (
+	errCrashed = errors.New("the machine is off")
+	errIO      = errors.New("input/output error")
+)
 
 // world is the machine the buffer runs on, and the model of what it promised.
 type world struct {
@@ -72,11 +79,13 @@ type world struct {
 	rng    *rand.Rand
 	faults bool
 	dead   bool
+	broken bool // every write fails
 	disks  [NumClasses]*simDisk
 	rows   map[string]map[string][]byte
 	clock  simClock
 
 	rewritten int
+	unsynced  int
 	trace     []string // what happened to the disk, for a seed that fails
 
 	// The model, of the test's goroutine.
@@ -89,6 +98,7 @@ type world struct {
 	crashes   int
 	delivered int
 	expired   int
+	outages   int
 }
 
 // sentModel is what is known of a message that expires.
@@ -160,6 +170,12 @@ func (w *world) chance(n int) bool { return w.faults && w.rng.IntN(n) == 0 }
 
 // crash turns the machine off. What was not durable is gone.
 func (w *world) crash() error {
+	w.powerCut()
+	return w.kill()
+}
+
+// kill ends the process. What it has written is in the page cache.
+func (w *world) kill() error {
 	w.dead = true
 	return errCrashed
 }
@@ -170,6 +186,8 @@ func (w *world) write(what string, apply func()) (err error) {
 	switch {
 	case w.dead:
 		return errCrashed
+	case w.broken:
+		return errIO
 	case w.chance(150):
 		return w.crash()
 	case w.chance(150):
@@ -193,9 +211,7 @@ func (w *world) run() {
 	lives := 3 + w.dice.IntN(6)
 	short := 0 // lives in a row that crash soon
 	for life := 0; life < lives; life++ {
-		w.mu.Lock()
-		w.faults = true
-		w.mu.Unlock()
+		w.withFaults(true)
 		if w.reboot(); !w.start() {
 			continue // it crashed again while it opened
 		}
@@ -223,8 +239,9 @@ func (w *world) run() {
 		}
 		w.stop()
 	}
+	w.withFaults(false)
 	w.mu.Lock()
-	w.faults = false
+	w.broken = false
 	w.mu.Unlock()
 	if !w.start() {
 		w.t.Fatal("the last start failed")
@@ -333,7 +350,7 @@ func (w *world) step() {
 	case 0, 1, 2, 3:
 		w.append(1 + w.dice.IntN(5))
 	case 4, 5, 6:
-		w.take(q)
+		w.take(q, 0)
 	case 7:
 		w.settle(q, len(q.open))
 	case 8:
@@ -341,6 +358,7 @@ func (w *world) step() {
 		q.open = nil
 	case 9:
 		time.Sleep(time.Duration(w.dice.IntN(4000)) * time.Millisecond)
+		w.breakDisk()
 	case 10:
 		if w.dice.IntN(3) == 0 {
 			time.Sleep(25 * time.Second) // long enough to tidy up
@@ -354,8 +372,56 @@ func (w *world) step() {
 	}
 }
 
+// breakDisk lets every write fail from now on, or has that be over.
+func (w *world) breakDisk() {
+	w.mu.Lock()
+	was := w.broken
+	w.broken = !was && w.dice.IntN(6) == 0
+	if w.broken != was {
+		w.note("the disk is broken: %t", w.broken)
+	}
+	w.mu.Unlock()
+	switch {
+	case w.broken:
+		w.outages++
+	case was && !w.off() && w.options.Limits.MaxBytes == 0:
+		w.works()
+	}
+}
+
+// works has every class store a message again within 10 s.
+func (w *world) works() {
+	w.withFaults(false)
+	defer w.withFaults(true)
+	for _, q := range w.queues {
+		for began := time.Now(); ; time.Sleep(100 * time.Millisecond) {
+			w.appendTo(q.class, 1)
+			time.Sleep(w.options.Linger)
+			synctest.Wait()
+			w.mu.Lock()
+			stored := slices.ContainsFunc(w.queues, func(q *queueModel) bool { return q.acked[w.next] })
+			w.mu.Unlock()
+			if stored {
+				break
+			}
+			if time.Since(began) > 10*time.Second {
+				w.t.Fatalf("seed %d: 10 s after the disk works again, nothing is stored in class %s", w.seed, q.class)
+			}
+		}
+	}
+}
+
+func (w *world) withFaults(on bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.faults = on
+}
+
 func (w *world) append(n int) {
-	class := w.queues[w.dice.IntN(len(w.queues))].class
+	w.appendTo(w.queues[w.dice.IntN(len(w.queues))].class, n)
+}
+
+func (w *world) appendTo(class Class, n int) {
 	var to []*queueModel
 	for _, q := range w.queues {
 		if q.class == class && (len(to) == 0 || w.dice.IntN(2) == 0) {
@@ -387,10 +453,16 @@ func (w *world) append(n int) {
 	}
 }
 
-func (w *world) take(q *queueModel) {
+// take takes what comes, or waits for it.
+func (w *world) take(q *queueModel, wait time.Duration) {
 	dst := make([]Delivery, 1+w.dice.IntN(20))
 	n, err := q.reader.TryNext(dst)
-	if err != nil && !errors.Is(err, errCrashed) {
+	if n == 0 && err == nil && wait > 0 {
+		ctx, cancel := context.WithTimeout(w.t.Context(), wait)
+		n, err = q.reader.Next(ctx, dst)
+		cancel()
+	}
+	if err != nil && !errors.Is(err, errCrashed) && !errors.Is(err, context.DeadlineExceeded) {
 		w.t.Fatalf("seed %d: next: %v", w.seed, err)
 	}
 	w.mu.Lock()
@@ -494,7 +566,10 @@ func (o *Outbox) recount() (n uint64) {
 func (w *world) finish() {
 	for _, q := range w.queues {
 		for more := true; more; {
-			w.take(q)
+			w.take(q, 0)
+			if len(q.open) == 0 && q.o.Ledger().Stored > 0 {
+				w.take(q, 10*time.Second) // a drop may have to become durable first
+			}
 			more = len(q.open) > 0
 			w.settle(q, len(q.open))
 		}

@@ -2,7 +2,6 @@ package buffer
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"iter"
 	"maps"
@@ -24,10 +23,25 @@ type simDisk struct {
 }
 
 type simGen struct {
-	w      *world
-	class  Class
-	firsts []log.Seq
-	blocks [][]byte
+	w       *world
+	class   Class
+	firsts  []log.Seq
+	blocks  [][]byte
+	durable int  // so many blocks are; the rest is in the page cache
+	limited bool // the file may not grow any more
+}
+
+// powerCut takes what is in the page cache only. w.mu is held.
+func (w *world) powerCut() {
+	for _, d := range w.disks {
+		for _, g := range d.gens {
+			if lost := len(g.blocks) - g.durable; lost > 0 {
+				w.unsynced += lost
+				w.note("power cut: %d blocks of %s were not synced", lost, g.class)
+			}
+			g.firsts, g.blocks = g.firsts[:g.durable], g.blocks[:g.durable]
+		}
+	}
 }
 
 func (d *simDisk) List() ([]log.GenID, error) {
@@ -62,13 +76,14 @@ func (d *simDisk) Write(id log.GenID, blocks iter.Seq2[log.Seq, []byte]) error {
 	}
 	if len(g.firsts) > 0 && d.w.chance(30) { // a part of it, and no more
 		n := d.w.rng.IntN(len(g.firsts))
-		d.gens[id] = &simGen{w: d.w, class: d.class, firsts: g.firsts[:n], blocks: g.blocks[:n]}
+		d.gens[id] = &simGen{w: d.w, class: d.class, firsts: g.firsts[:n], blocks: g.blocks[:n], durable: n}
 		if d.w.rng.IntN(2) == 0 {
 			return d.w.crash()
 		}
 		return &os.PathError{Op: "write", Path: "sim", Err: syscall.ENOSPC}
 	}
 	d.w.rewritten++
+	g.durable = len(g.blocks)
 	return d.w.write(fmt.Sprint("rewrite ", d.class, id), func() { d.gens[id] = g })
 }
 
@@ -85,7 +100,19 @@ func (d *simDisk) Open(id log.GenID) (log.Generation, error) {
 	}
 }
 
-func (d *simDisk) Sync(id log.GenID) error { return nil }
+func (d *simDisk) Sync(id log.GenID) error {
+	d.w.mu.Lock()
+	defer d.w.mu.Unlock()
+	g := d.gens[id]
+	if g == nil {
+		return fmt.Errorf("sync %s: %w", id, os.ErrNotExist)
+	}
+	if d.w.dead {
+		return errCrashed
+	}
+	g.durable = len(g.blocks)
+	return nil
+}
 
 func (d *simDisk) Remove(id log.GenID) error {
 	d.w.mu.Lock()
@@ -117,18 +144,35 @@ func (d *simDisk) Replace(id log.GenID, _ iter.Seq2[log.Seq, []byte]) error {
 func (g *simGen) Put(first log.Seq, block []byte) error {
 	g.w.mu.Lock()
 	defer g.w.mu.Unlock()
-	apply := func() {
+	written := func() {
 		g.firsts = append(g.firsts, first)
 		g.blocks = append(g.blocks, bytes.Clone(block))
 	}
-	if g.w.chance(60) { // an error, and nobody knows what was written
-		if g.w.rng.IntN(2) == 0 {
+	apply := func() {
+		written()
+		g.durable = len(g.blocks)
+	}
+	switch {
+	case g.w.dead:
+		return errCrashed
+	case g.limited || g.w.chance(300):
+		g.limited = len(g.blocks) > 0 // an empty one may when it is tried again
+		g.w.note("put %s %s: the file is at its limit", g.class, first)
+		return &os.PathError{Op: "truncate", Path: "sim", Err: syscall.EFBIG}
+	case g.w.chance(150):
+		written()
+		g.w.note("put %s %s: the process is killed before the sync", g.class, first)
+		return g.w.kill()
+	case g.w.broken || g.w.chance(60): // an error, and nobody knows what was written
+		fate := g.w.rng.IntN(3)
+		g.w.note("put %s %s fails, done: %d", g.class, first, fate)
+		switch fate {
+		case 1:
+			written()
+		case 2:
 			apply()
-			g.w.note("put %s %s fails, done", g.class, first)
-		} else {
-			g.w.note("put %s %s fails", g.class, first)
 		}
-		return errors.New("input/output error")
+		return errIO
 	}
 	return g.w.write(fmt.Sprint("put ", g.class, first), apply)
 }
@@ -239,12 +283,16 @@ func (w *world) Synced() bool {
 	return w.clock.shift == 0 && w.clock.synced
 }
 
-// reboot lets some time pass, and may start the machine anew.
+// reboot lets some time pass, and may start the machine anew, for want of power or
+// well.
 func (w *world) reboot() {
 	time.Sleep(time.Duration(w.dice.IntN(30)) * time.Second)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.dice.IntN(2) == 0 {
+		if w.dice.IntN(2) == 0 {
+			w.powerCut()
+		}
 		w.clock.boot++
 		w.clock.up = time.Now()
 		w.clock.synced = false

@@ -57,8 +57,9 @@ type Disk interface {
 	Write(id GenID, blocks iter.Seq2[Seq, []byte]) error
 	// Open opens a generation for reading.
 	Open(GenID) (Generation, error)
-	// Sync makes durable what can be read of a generation: a process that was
-	// killed may have written some of it and not come to sync it.
+	// Sync makes durable what can be read of a generation that an earlier process
+	// wrote: it may have been killed before it came to sync that, or over a sync
+	// that failed. It is called before Open.
 	Sync(GenID) error
 	// Remove deletes a generation, if it is there. It stays away on return of nil.
 	Remove(GenID) error
@@ -122,6 +123,10 @@ func Files(dir string, o FileOptions) (Disk, error) {
 	}
 	return f, nil
 }
+
+// maxPageSize is the largest that a site file can ask for, in bytes. The first two
+// pages of a bbolt file are its meta pages.
+const maxPageSize = 64 << 10
 
 const (
 	fileSuffix   = ".db"
@@ -202,7 +207,10 @@ func (f *files) Sync(id GenID) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(file.Sync(), file.Close())
+	// What a sync has failed for once, no later one writes; it is read all the same
+	// until the page cache forgets it. Of what a commit has written that can only be
+	// bbolt's meta page: it comes last, when the rest is durable.
+	return errors.Join(file.Sync(), forgetCached(file, 4*maxPageSize), file.Close())
 }
 
 func (f *files) Remove(id GenID) error {

@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -222,24 +223,37 @@ func Open(disk Disk, epoch uint32, sealed map[GenID]Seal, recovered func(GenID, 
 // recover reads the headers of a generation that was not sealed. What it finds
 // counts as accepted from then on, so it is made durable first: a block whose
 // writer was killed before its sync would be gone after a power cut. A generation
-// that cannot be synced or read is repaired first.
+// that cannot be read is repaired first.
 func (l *Log) recover(g *generation, recovered func(GenID, Header, []byte)) error {
-	err := l.disk.Sync(g.ID)
-	if err == nil {
-		err = l.readHeaders(g, recovered)
+	if err := l.disk.Sync(g.ID); err != nil {
+		// All that anyone was told of was durable before.
+		l.opts.Logger.Error("generation could not be synced", "generation", g.ID.String(), "err", err)
 	}
+	err := l.readHeaders(g, recovered)
 	if err == nil {
 		return nil
 	}
-	good, err := l.repair(g, err)
-	if err != nil {
+	found, err := l.repair(g, err)
+	if err == nil {
+		g.healed = true
+		if len(found) == 0 {
+			return nil
+		}
+		return l.readHeaders(g, recovered)
+	}
+	if len(found) == 0 {
 		return err
 	}
-	g.healed = true
-	if good == 0 {
-		return nil
+	// For want of room, say. What is good of it counts nevertheless, or others would
+	// take its place; the reader that comes to it has it repaired.
+	l.opts.Logger.Error("generation could not be repaired yet", "generation", g.ID.String(), "blocks", len(found), "err", err)
+	for _, first := range slices.Sorted(maps.Keys(found)) {
+		if h, dir, err := parseHeader(found[first]); err == nil {
+			g.add(&h, len(found[first]))
+			recovered(g.ID, h, dir)
+		}
 	}
-	return l.readHeaders(g, recovered)
+	return nil
 }
 
 func (l *Log) readHeaders(g *generation, recovered func(GenID, Header, []byte)) (err error) {

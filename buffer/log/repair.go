@@ -28,16 +28,16 @@ func (l *Log) salvage(id GenID) (found map[Seq][]byte, candidates int, err error
 }
 
 // repair puts what is good of a damaged generation in its place and sets the
-// damaged file aside. It returns how many blocks were good; with none, the
-// generation is gone.
-func (l *Log) repair(g *generation, cause error) (int, error) {
+// damaged file aside. It returns the good blocks; with none, the generation is
+// gone. With an error, they are where they were.
+func (l *Log) repair(g *generation, cause error) (found map[Seq][]byte, err error) {
 	found, candidates, err := l.salvage(g.ID)
 	switch {
 	case err != nil:
-		return 0, fmt.Errorf("salvage %s: %w", g.ID, err)
+		return found, fmt.Errorf("salvage %s: %w", g.ID, err)
 	case candidates == 0 && g.Blocks == 0:
 		// The process died while it made the file: nothing was committed to it.
-		return 0, l.disk.Remove(g.ID)
+		return nil, l.disk.Remove(g.ID)
 	case len(found) == 0:
 		err = l.disk.SetAside(g.ID)
 	default:
@@ -50,11 +50,11 @@ func (l *Log) repair(g *generation, cause error) (int, error) {
 		})
 	}
 	if err != nil {
-		return 0, fmt.Errorf("replace %s: %w", g.ID, err)
+		return found, fmt.Errorf("replace %s: %w", g.ID, err)
 	}
 	l.opts.Logger.Error("generation is damaged; its file was set aside, what is good of it is kept",
 		"generation", g.ID.String(), "blocks", len(found), "err", cause)
-	return len(found), nil
+	return found, nil
 }
 
 // heal repairs a sealed generation that a reader found damaged, once.
@@ -73,7 +73,7 @@ func (l *Log) healHeld(g *generation, cause error) error {
 	if skip { // another reader did it, or it can't be done
 		return nil
 	}
-	good, err := l.repair(g, cause)
+	found, err := l.repair(g, cause)
 	if err != nil {
 		return err
 	}
@@ -82,7 +82,7 @@ func (l *Log) healHeld(g *generation, cause error) error {
 	if i = slices.Index(l.gens, g); i >= 0 {
 		g.gone = true
 		l.gens[i] = &generation{Seal: g.Seal, healed: true}
-		if good == 0 {
+		if len(found) == 0 {
 			l.gens = slices.Delete(l.gens, i, i+1)
 		}
 	}
