@@ -23,17 +23,23 @@ const (
 )
 
 // TestInteropDiskFull fills real disks, a tmpfs of 24 MiB and an ext4 of 32 MiB
-// on a loop device. The mounts live in a name space of a child process and end
-// with it.
+// on a loop device.
 func TestInteropDiskFull(t *testing.T) {
 	if os.Getenv(disksEnv) != "" {
 		onSmallDisks(t)
 		return
 	}
+	inMounts(t)
+}
+
+// inMounts runs the test that calls it in a process with a name space of mounts of
+// its own, which end with it.
+func inMounts(t *testing.T) {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("NOT TESTED: a full disk; mounting one needs root")
 	}
-	cmd := exec.Command(os.Args[0], "-test.run=^TestInteropDiskFull$", "-test.count=1", "-test.v")
+	cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$", "-test.count=1", "-test.v")
 	cmd.Env = append(os.Environ(), disksEnv+"="+t.TempDir())
 	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS}
 	out, err := cmd.CombinedOutput()
@@ -55,21 +61,7 @@ func onSmallDisks(t *testing.T) {
 			}
 		}},
 		{"ext4", func(t *testing.T, at string) {
-			if _, err := os.Stat("/dev/loop-control"); err != nil {
-				t.Skipf("NOT TESTED: a full ext4; there are no loop devices here: %v", err)
-			}
-			image := at + ".img"
-			if err := os.WriteFile(image, nil, 0o600); err != nil {
-				t.Fatal(err)
-			}
-			if err := os.Truncate(image, 32<<20); err != nil {
-				t.Fatal(err)
-			}
-			for _, args := range [][]string{{"mkfs.ext4", "-q", "-F", image}, {"mount", "-o", "loop", image, at}} {
-				if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
-					t.Fatalf("%s: %v\n%s", strings.Join(args, " "), err, out)
-				}
-			}
+			mountImage(t, at+".img", at, 32<<20)
 		}},
 	} {
 		for _, reject := range []bool{true, false} {
@@ -94,6 +86,29 @@ func onSmallDisks(t *testing.T) {
 	}
 }
 
+// mountImage mounts an ext4 in a file.
+func mountImage(t *testing.T, image, at string, size int64, mkfs ...string) {
+	t.Helper()
+	if _, err := os.Stat("/dev/loop-control"); err != nil {
+		t.Skipf("NOT TESTED: an ext4 on a loop device; there are none here: %v", err)
+	}
+	if err := os.WriteFile(image, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(image, size); err != nil {
+		t.Fatal(err)
+	}
+	runCommand(t, "mkfs.ext4", append([]string{"-q", "-F", image}, mkfs...)...)
+	runCommand(t, "mount", "-o", "loop", image, at)
+}
+
+func runCommand(t *testing.T, name string, args ...string) {
+	t.Helper()
+	if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
+		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
+	}
+}
+
 // filler fills a buffer with numbered messages of 1 KiB.
 type filler struct {
 	t       *testing.T
@@ -105,6 +120,8 @@ type filler struct {
 	next    int
 	acked   []int // told stored and not taken yet
 	refused int
+	fails   bool // the disk may, and say nothing of being full
+	failed  int
 	longest time.Duration // without a message that was stored
 	since   time.Time     // the last that was
 }
@@ -147,6 +164,8 @@ func (f *filler) append() (stored int) {
 			f.acked = append(f.acked, res.n)
 		case errors.Is(res.err, ErrFull):
 			f.refused++
+		case f.fails && errors.Is(res.err, ErrFailed):
+			f.failed++
 		default:
 			f.t.Fatalf("message %d: %v", res.n, res.err)
 		}
@@ -219,7 +238,7 @@ func (f *filler) take(n int) {
 			if _, err := fmt.Sscan(string(d.Payload[:min(10, len(d.Payload))]), &i); err != nil {
 				f.t.Fatal(err)
 			}
-			for len(f.acked) > 0 && f.acked[0] < i && f.dropped() > 0 {
+			for len(f.acked) > 0 && f.acked[0] < i && f.o.Ledger().Dropped["oldest"] > 0 {
 				f.acked = f.acked[1:]
 			}
 			if len(f.acked) == 0 || f.acked[0] != i {
@@ -295,6 +314,12 @@ func fullRejects(t *testing.T, at, work string) {
 	stuff(t, stuffing)
 	f.holds(work)
 
+	// It can be started anew on a full disk.
+	f.close()
+	stuff(t, stuffing)
+	f.open()
+	f.append() // may be told that there is no room
+
 	// It drains while the disk is full, and what it drains makes room.
 	f.take(stored / 2)
 	t.Logf("full with %d messages; %v after half were drained it takes more", stored, f.works().Round(time.Millisecond))
@@ -358,49 +383,5 @@ func fullDrops(t *testing.T, at string) {
 	f.works()
 	f.take(all)
 	f.balances()
-	f.close()
-}
-
-// TestInteropFileSizeLimit lets no file grow over 6 MiB (setrlimit(2),
-// RLIMIT_FSIZE), as a service manager may.
-func TestInteropFileSizeLimit(t *testing.T) {
-	if os.Getenv(disksEnv) == "" {
-		cmd := exec.Command(os.Args[0], "-test.run=^TestInteropFileSizeLimit$", "-test.count=1", "-test.v")
-		cmd.Env = append(os.Environ(), disksEnv+"="+t.TempDir())
-		out, err := cmd.CombinedOutput()
-		t.Logf("%s", out)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return
-	}
-	var old unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_FSIZE, &old); err != nil {
-		t.Fatal(err)
-	}
-	work := os.Getenv(disksEnv)
-	f := newFiller(t, filepath.Join(work, "data"), Options{GenerationBytes: 8 << 20, Limits: Limits{RejectNew: true}})
-	limit := func(n uint64) {
-		t.Helper()
-		if err := unix.Setrlimit(unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: n, Max: old.Max}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	limit(6 << 20)
-	f.fill()
-	limit(old.Cur)
-	if len(f.acked) == 0 {
-		t.Error("nothing was stored below the limit")
-	}
-	f.holds(work)
-	limit(6 << 20)
-	f.fill()
-	limit(old.Cur)
-	t.Logf("%d stored, %d refused; %v after the limit was gone it takes more", len(f.acked), f.refused, f.works().Round(time.Millisecond))
-	f.balances()
-	f.take(all)
-	if n := len(f.acked); n > 0 || f.dropped() > 0 {
-		t.Errorf("%d that were told stored did not come out, %d were dropped", n, f.dropped())
-	}
 	f.close()
 }

@@ -20,10 +20,14 @@ type machine struct {
 	top       *node
 	fds       map[int64]*openFile
 	pending   map[*call]func() // what a call that is under way does when it returns
-	ignore    bool             // sync calls: the disk lies
+	ignored   string           // a call that does nothing: the disk lies
 	unmodeled []string
 	told      []string // lines on standard output
+	undone    undone   // by image
 }
+
+// undone counts the changes of names that a power cut has undone.
+type undone struct{ all, unlinks int }
 
 // openFile is a file and where the next write without a place goes.
 type openFile struct {
@@ -47,6 +51,7 @@ type fileWrite struct {
 	resize bool
 	done   bool // the call has returned
 	synced bool
+	failed bool // so did the sync that was to cover it: the page cache forgets that it is to be written
 }
 
 // nameOp is a change of a directory: a name is made, removed, or takes the place
@@ -58,16 +63,45 @@ type nameOp struct {
 	done  bool
 }
 
-func newMachine(root string) *machine {
-	m := &machine{root: root, top: &node{dir: true, names: map[string]*node{}}}
+func newMachine(root, ignored string) *machine {
+	m := &machine{root: root, ignored: ignored, top: &node{dir: true, names: map[string]*node{}}}
 	m.restart()
 	return m
 }
 
-// restart begins a process life: the files stay, and what is in the page cache.
+// restart begins a process life: the files stay, and what is in the page cache,
+// but for what log.Disk's Sync has it forget: what was to be synced and could not.
 func (m *machine) restart() {
 	m.fds = make(map[int64]*openFile)
 	m.pending = make(map[*call]func())
+	for _, g := range m.generations() {
+		g.writes = slices.DeleteFunc(g.writes, func(w *fileWrite) bool { return w.failed })
+	}
+}
+
+// generations returns the files of generations by their paths below the root.
+func (m *machine) generations() map[string]*node {
+	found := make(map[string]*node)
+	for class, dir := range m.top.names {
+		for name, n := range dir.names {
+			if strings.HasPrefix(name, "g-") {
+				found[filepath.Join(class, name)] = n
+			}
+		}
+	}
+	return found
+}
+
+// forget makes the files of generations on the disk what they are to the next
+// process life.
+func (m *machine) forget() error {
+	m.restart()
+	for path, g := range m.generations() {
+		if err := os.WriteFile(filepath.Join(m.root, path), g.content(nil, cutAll), 0o600); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // find returns the directory that a path stands in and its name there; nil for
@@ -121,7 +155,15 @@ func (m *machine) step(s step) {
 // enter begins a call and returns what is left to do when it has returned. What
 // is known to fail is not begun.
 func (m *machine) enter(c *call) (then func()) {
+	if c.name == m.ignored {
+		return nil
+	}
 	if c.returned && c.ret < 0 {
+		if c.name == "fsync" || c.name == "fdatasync" {
+			if n := m.fds[c.int(0)]; n != nil {
+				n.failSync()
+			}
+		}
 		return nil
 	}
 	switch c.name {
@@ -147,7 +189,7 @@ func (m *machine) enter(c *call) (then func()) {
 			return n.write(&fileWrite{resize: true, off: c.int(1)})
 		}
 	case "fsync", "fdatasync":
-		if n := m.fds[c.int(0)]; n != nil && !m.ignore {
+		if n := m.fds[c.int(0)]; n != nil {
 			return n.sync()
 		}
 	case "unlinkat", "mkdirat":
@@ -215,7 +257,7 @@ func (n *node) write(w *fileWrite) (then func()) {
 func (n *node) sync() (then func()) {
 	var covered []*fileWrite
 	for _, w := range n.writes {
-		if w.done && !w.synced {
+		if w.done && !w.failed {
 			covered = append(covered, w)
 		}
 	}
@@ -228,6 +270,13 @@ func (n *node) sync() (then func()) {
 			w.synced = true
 		}
 		n.durable = max(n.durable, ops)
+	}
+}
+
+// failSync is a sync that failed: no later one covers what it was to cover.
+func (n *node) failSync() {
+	for _, w := range n.writes {
+		w.failed = w.failed || w.done && !w.synced
 	}
 }
 
@@ -319,10 +368,10 @@ const (
 // image writes what a power cut leaves to a folder. Changes of names that were
 // not synced may be undone, the latest of a directory first.
 func (m *machine) image(dir string, rng *rand.Rand, style int) error {
-	return m.top.image(dir, rng, style)
+	return m.imageOf(m.top, dir, rng, style)
 }
 
-func (n *node) image(path string, rng *rand.Rand, style int) error {
+func (m *machine) imageOf(n *node, path string, rng *rand.Rand, style int) error {
 	if !n.dir {
 		return os.WriteFile(path, n.content(rng, style), 0o600)
 	}
@@ -336,12 +385,18 @@ func (n *node) image(path string, rng *rand.Rand, style int) error {
 	case 1:
 		keep = n.durable + rng.IntN(len(n.ops)-n.durable+1)
 	}
+	for _, op := range n.ops[keep:] {
+		m.undone.all++
+		if op.node == nil {
+			m.undone.unlinks++
+		}
+	}
 	names := make(map[string]*node)
 	for _, op := range n.ops[:keep] {
 		apply(names, op)
 	}
 	for _, name := range slices.Sorted(maps.Keys(names)) {
-		if err := names[name].image(filepath.Join(path, name), rng, style); err != nil {
+		if err := m.imageOf(names[name], filepath.Join(path, name), rng, style); err != nil {
 			return fmt.Errorf("image: %w", err)
 		}
 	}
@@ -376,25 +431,18 @@ func (n *node) content(rng *rand.Rand, style int) (p []byte) {
 			}
 		case style == cutFlash:
 			copy(p[w.off:], w.data)
+			w.spoil(p, rng)
 		}
-	}
-	if style == cutFlash {
-		n.spoil(p, rng)
 	}
 	return p
 }
 
-// spoil makes garbage of flash pages that were being written.
-func (n *node) spoil(p []byte, rng *rand.Rand) {
-	for _, w := range n.writes {
-		if w.synced || w.resize {
-			continue
-		}
-		for at := int(w.off) / flashPage * flashPage; at < int(w.off)+len(w.data); at += flashPage {
-			if rng.IntN(5) < 2 {
-				for i := at; i < min(at+flashPage, len(p)); i++ {
-					p[i] = byte(rng.Uint32())
-				}
+// spoil makes garbage of some flash pages that a write was to change.
+func (w *fileWrite) spoil(p []byte, rng *rand.Rand) {
+	for at := int(w.off) / flashPage * flashPage; at < int(w.off)+len(w.data); at += flashPage {
+		if rng.IntN(5) < 2 {
+			for i := at; i < min(at+flashPage, len(p)); i++ {
+				p[i] = byte(rng.Uint32())
 			}
 		}
 	}

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -77,7 +78,7 @@ func recordedPayload(appender, n int) string {
 // rotates does to the disk, and makes of it what a power cut may leave at any
 // moment. Everything that the process had been told is stored by then must come
 // out of each image, in order and unchanged, and the ledger must balance. On a
-// disk that lies about syncs it does not, or the test itself would prove nothing.
+// disk that lies about syncs it does not.
 func TestInteropPowerCut(t *testing.T) {
 	if spec := os.Getenv(recordedEnv); spec != "" {
 		recordedProcess(t, spec)
@@ -86,28 +87,82 @@ func TestInteropPowerCut(t *testing.T) {
 		examineImage(t)
 		return
 	}
-	var images, bitten, controls int
-	seed := *powerSeed
-	for _, o := range []recordedOptions{
+	var total cuts
+	// A disk that ignores fdatasync has no file's bytes durable, one that ignores fsync
+	// no folder's names.
+	lies := []*lie{{ignored: "fdatasync", least: 2}, {ignored: "fsync", least: 5}}
+	seed, ran := *powerSeed, 0
+	options := []recordedOptions{
 		{PageSize: 4 << 10, GenerationBytes: 24 << 10},
 		{PageSize: 16 << 10, GenerationBytes: 24 << 10, Compress: true},
 		{PageSize: 4 << 10, GenerationBytes: 24 << 10, Compress: true, MaxBytes: 1500 << 10},
 		{PageSize: 16 << 10, GenerationBytes: 24 << 10, MaxBytes: 4 << 20},
-	} {
+	}
+	for _, o := range options {
 		for range 2 {
 			t.Run(fmt.Sprintf("%s,seed=%d", o, seed), func(t *testing.T) {
 				rec := record(t, o, seed, "")
-				images += rec.cut(t, *powerCuts)
-				b, n := rec.control(t, 8)
-				bitten, controls = bitten+b, controls+n
+				total.add(rec.cut(t, *powerCuts))
+				for _, l := range lies {
+					rec.control(t, 8, l)
+				}
+				ran++
 			})
 			seed++
 		}
 	}
-	t.Logf("%d images hold what was promised; %d of %d do when no sync works", images, controls-bitten, controls)
-	if bitten*2 < controls || controls == 0 {
-		t.Errorf("only %d of %d images lost something on a disk that ignores syncs: the test does not bite", bitten, controls)
+	t.Logf("power cuts: %s", &total)
+	for _, l := range lies {
+		t.Logf("on a disk that ignores %s, %d of %d images have lost something", l.ignored, l.bad, l.images)
+		if l.bad*l.least < l.images { // or the test itself would prove nothing
+			t.Errorf("too few images lose something on a disk that ignores %s", l.ignored)
+		}
 	}
+	if *powerCuts >= 48 && ran == 2*len(options) && (total.images() < 300 || slices.Min(total.styles[:]) == 0 || total.unlinks == 0) {
+		t.Error("the images do not show all that a power cut does")
+	}
+}
+
+// lie counts images of a disk that ignores a call, and those that have lost
+// something: one in so many at the least.
+type lie struct {
+	ignored     string
+	bad, images int
+	least       int
+}
+
+// cuts counts images of power cuts.
+type cuts struct {
+	styles      [cutStyles]int
+	undone      int // in which a change of a name was undone
+	unlinks     int // in which the removal of a file was
+	lost, aside int // that have lost something; with a file set aside
+}
+
+func (c *cuts) images() (n int) {
+	for _, k := range c.styles {
+		n += k
+	}
+	return n
+}
+
+func (c *cuts) add(o cuts) {
+	for style, n := range o.styles {
+		c.styles[style] += n
+	}
+	c.undone += o.undone
+	c.unlinks += o.unlinks
+	c.lost += o.lost
+	c.aside += o.aside
+}
+
+func (c *cuts) String() string {
+	var styles []string
+	for style, n := range c.styles {
+		styles = append(styles, fmt.Sprintf("%d %s", n, cutNames[style]))
+	}
+	return fmt.Sprintf("%d images (%s; names undone in %d, removals in %d), %d lost something, %d with a file set aside",
+		c.images(), strings.Join(styles, ", "), c.undone, c.unlinks, c.lost, c.aside)
 }
 
 // TestInteropBadDisk makes writes and syncs fail while it records: what a failed
@@ -120,6 +175,7 @@ func TestInteropBadDisk(t *testing.T) {
 		examineImage(t)
 		return
 	}
+	var total cuts
 	for i, c := range []struct {
 		inject string // of each thread, one call fails, and after some more another
 		full   bool   // it says that there is no room: the oldest is dropped
@@ -128,7 +184,7 @@ func TestInteropBadDisk(t *testing.T) {
 		{inject: "fdatasync:error=ENOSPC:when=17+29"}, // too late to say so
 		{inject: "pwrite64:error=EIO:when=41+53"},
 		{inject: "pwrite64:error=ENOSPC:when=37+59", full: true},
-		{inject: "fsync:error=EIO:when=13+7"},
+		{inject: "fsync:error=EIO:when=7+4"},
 		{inject: "ftruncate:error=EIO:when=2+2"},
 		{inject: "unlinkat,renameat:error=EIO:when=2+3"},
 	} {
@@ -139,15 +195,16 @@ func TestInteropBadDisk(t *testing.T) {
 					o.MaxBytes = 1 << 40
 				}
 				rec := record(t, o, uint64(i), c.inject)
-				failures, stored := rec.failures(), len(newPromise(rec.at(rec.steps(), false).told).stored[0])
+				failures, stored := rec.failures(), len(newPromise(rec.at(rec.steps(), "").told).stored[0])
 				t.Logf("%d calls failed, %d messages were stored", failures, stored)
 				if failures < 3 || stored < 100 {
 					t.Error("the recording proves nothing")
 				}
-				rec.cut(t, 20)
+				total.add(rec.cut(t, 20))
 			})
 		}
 	}
+	t.Logf("power cuts: %s", &total)
 }
 
 // failures is how many calls an injected error ended.
@@ -195,6 +252,9 @@ func record(t *testing.T, o recordedOptions, seed uint64, inject string) *record
 		recordLife(t, recorded{Dir: rec.root, Options: o, Seed: seed, Life: life, Messages: 250, Close: life == 1, Faults: inject != ""}, trace, inject)
 		rec.lives = append(rec.lives, readTrace(t, trace))
 		rec.settle(life)
+		if err := rec.at(rec.steps(), "").forget(); err != nil {
+			t.Fatal(err)
+		}
 		if err := os.Remove(trace); err != nil {
 			t.Fatal(err)
 		}
@@ -211,7 +271,7 @@ func (rec *recording) settle(life int) {
 			pending[s.call] = true
 		}
 	}
-	m := rec.at(rec.steps(), false)
+	m := rec.at(rec.steps(), "")
 	for c := range pending {
 		if c.returned = true; m.happened(c) {
 			rec.lives[life] = append(rec.lives[life], step{c, false, true})
@@ -251,9 +311,8 @@ func recordLife(t *testing.T, r recorded, trace, inject string) {
 }
 
 // at is the machine after so many steps of the recording.
-func (rec *recording) at(steps int, ignoreSyncs bool) *machine {
-	m := newMachine(rec.root)
-	m.ignore = ignoreSyncs
+func (rec *recording) at(steps int, ignored string) *machine {
+	m := newMachine(rec.root, ignored)
 	for _, life := range rec.lives {
 		m.restart()
 		n := min(steps, len(life))
@@ -274,46 +333,74 @@ func (rec *recording) steps() (n int) {
 	return n
 }
 
-// cut examines images of power cuts and returns how many hold what was promised.
-func (rec *recording) cut(t *testing.T, images int) int {
+// renames are the steps after which a change of a name waits for its sync.
+func (rec *recording) renames() (after []int) {
+	n := 0
+	for _, life := range rec.lives {
+		for _, s := range life {
+			n++
+			creates := s.name == "openat" && strings.Contains(s.args[2], "O_CREAT")
+			if s.returns && s.ret >= 0 && (creates || s.name == "mkdirat" || s.name == "unlinkat" || s.name == "renameat") && strings.HasPrefix(s.args[1], rec.root) {
+				after = append(after, n)
+			}
+		}
+	}
+	return after
+}
+
+// cut examines images of power cuts. Every fourth power cut comes between a change
+// of a name and its sync.
+func (rec *recording) cut(t *testing.T, images int) (c cuts) {
 	t.Helper()
-	if m := rec.at(rec.steps(), false); len(m.unmodeled) > 0 {
+	if m := rec.at(rec.steps(), ""); len(m.unmodeled) > 0 {
 		t.Fatalf("the model of the disk does not know %v", m.unmodeled)
 	}
 	rng := rand.New(rand.NewPCG(rec.seed, 1))
-	held, aside := 0, 0
+	renames := rec.renames()
 	for i := range images {
 		style := i % cutStyles
 		if style == cutFlash && rec.options.PageSize < flashPage {
 			style = cutTorn // small pages do not protect their neighbours: docs/operations.md
 		}
 		steps := 1 + rng.IntN(rec.steps())
-		x, err := rec.examine(t, rec.at(steps, false), rng, style)
-		if err != nil {
-			t.Errorf("power cut after step %d of %d, unsynced writes: %s: %v", steps, rec.steps(), cutNames[style], err)
-		} else {
-			held++
+		if rng.IntN(4) == 0 {
+			steps = renames[rng.IntN(len(renames))]
 		}
-		aside += x
+		m := rec.at(steps, "")
+		aside, err := rec.examine(t, m, rng, style)
+		if err != nil {
+			c.lost++
+			t.Errorf("power cut after step %d of %d, unsynced writes: %s: %v", steps, rec.steps(), cutNames[style], err)
+		}
+		if aside {
+			c.aside++
+			if style != cutFlash { // nothing but a flash page can damage what was durable
+				t.Errorf("power cut after step %d of %d, unsynced writes: %s: a file was set aside", steps, rec.steps(), cutNames[style])
+			}
+		}
+		c.styles[style]++
+		if m.undone.all > 0 {
+			c.undone++
+		}
+		if m.undone.unlinks > 0 {
+			c.unlinks++
+		}
 	}
-	if aside > 0 {
-		t.Logf("in %d of %d images a file was set aside", aside, images)
-	}
-	return held
+	return c
 }
 
-// control counts the images that lose something on a disk that ignores syncs.
-func (rec *recording) control(t *testing.T, images int) (bitten, of int) {
+// control examines images of a disk that ignores a call.
+func (rec *recording) control(t *testing.T, images int, l *lie) {
 	t.Helper()
 	rng := rand.New(rand.NewPCG(rec.seed, 2))
 	for i := range images {
 		style := []int{cutSubset, cutTorn}[i%2]
 		steps := rec.steps()/10 + rng.IntN(rec.steps()*9/10)
-		if _, err := rec.examine(t, rec.at(steps, true), rng, style); err != nil {
-			bitten++
+		l.images++
+		if _, err := rec.examine(t, rec.at(steps, l.ignored), rng, style); err != nil {
+			l.bad++
 		}
 	}
-	return bitten, images
 }
 
 // examined is an image and what must be in it. It goes to the process that
@@ -328,7 +415,7 @@ type examined struct {
 // hold it against what the recorded process had been told: where the disk lied,
 // the database may take that process down. It reports whether files were set
 // aside.
-func (rec *recording) examine(t *testing.T, m *machine, rng *rand.Rand, style int) (aside int, err error) {
+func (rec *recording) examine(t *testing.T, m *machine, rng *rand.Rand, style int) (aside bool, err error) {
 	t.Helper()
 	dir, err := os.MkdirTemp(rec.ram, "image-")
 	if err != nil {
@@ -354,7 +441,7 @@ func (rec *recording) examine(t *testing.T, m *machine, rng *rand.Rand, style in
 	}
 	for _, pattern := range []string{"quarantine", "*/quarantine"} {
 		if there, err := filepath.Glob(filepath.Join(dir, pattern)); err == nil && len(there) > 0 {
-			aside = 1
+			aside = true
 		}
 	}
 	return aside, err

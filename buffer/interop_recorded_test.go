@@ -99,7 +99,12 @@ func recordedAppend(b *Buffer, queues []*Outbox, a int, r recorded) {
 			waiting--
 		}
 		m := Message{Topic: "devices/em-0001/telemetry", Payload: []byte(recordedPayload(a, n)), QoS: 1, Urgent: n%3 == 0, Copies: copies}
-		if b.Append(context.Background(), copies[0].Outbox.Class(), &m, numberedReceipt{n, done}) == nil {
+		err := b.Append(context.Background(), copies[0].Outbox.Class(), &m, numberedReceipt{n, done})
+		for tries := 0; errors.Is(err, ErrFull) && tries < 100; tries++ {
+			time.Sleep(time.Millisecond) // a publisher tries again
+			err = b.Append(context.Background(), copies[0].Outbox.Class(), &m, numberedReceipt{n, done})
+		}
+		if err == nil {
 			waiting++
 		}
 	}
