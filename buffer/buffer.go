@@ -56,6 +56,7 @@ type Buffer struct {
 	generationBytes int64
 	meta            *meta
 	clock           *clock
+	latency         *latency
 	logger          *slog.Logger
 	chains          [NumClasses]*chain
 
@@ -131,7 +132,7 @@ func (o Options) withDefaults() Options {
 func open(m *meta, disks [NumClasses]log.Disk, o Options) (*Buffer, error) {
 	b := &Buffer{
 		limits: o.Limits, free: o.Free, generationBytes: o.GenerationBytes,
-		meta: m, logger: o.Logger,
+		meta: m, latency: newLatency(), logger: o.Logger,
 		kick: make(chan struct{}, 1), stop: make(chan struct{}),
 		outboxes: make(map[outboxKey]*Outbox), nextID: 1,
 	}
@@ -219,7 +220,7 @@ func (b *Buffer) openChain(c *chain, disk log.Disk, sealed map[log.GenID]log.Sea
 			return err
 		}
 	}
-	c.log, err = log.Open(disk, b.meta.epoch, sealed, c.recoverBlock, c, log.Options{
+	c.log, err = log.Open(timedDisk{disk, c.class, b.latency}, b.meta.epoch, sealed, c.recoverBlock, c, log.Options{
 		Class: byte(c.class), Linger: o.Linger, Compress: o.Compress, GenerationBytes: o.GenerationBytes,
 		Clock: b.clock, Logger: o.Logger.With("class", c.class.String()),
 	})
@@ -440,6 +441,11 @@ func (b *Buffer) Origin() string { return fmt.Sprintf("%08x", b.meta.origin) }
 
 // Boot counts the process lives on this data folder, from 1.
 func (b *Buffer) Boot() uint32 { return b.meta.epoch }
+
+// Believes reports whether a time of the machine's clock, such as time.Now gives, can
+// be believed. If not, nothing that is stored now ages or expires by it either, but
+// by the uptime.
+func (b *Buffer) Believes(t time.Time) bool { return b.clock.believes(t) }
 
 // Stats is what the buffer holds and has seen.
 type Stats struct {

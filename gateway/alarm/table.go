@@ -61,7 +61,7 @@ func Table() []Rule {
 		},
 		{
 			Name: Fsync, Unit: Seconds, Warning: 0.1, Critical: 1,
-			Text: "one commit in a hundred takes {value} or longer: the disk is slow, worn or busy; a longer buffer.linger makes fewer commits",
+			Text: "{detail} {value} or longer: the disk is slow, worn or busy; a longer buffer.linger makes fewer commits",
 		},
 		{
 			Name: Clock, Unit: Count, Warning: 1, For: time.Minute,
