@@ -111,6 +111,7 @@ func (f *Folder) read() error {
 	var outboxes []storedOutbox
 	var gens []storedGeneration
 	var rejected [NumClasses]uint64
+	var retired storedRetired
 	boots := make(map[uint64]bootTime)
 	if f.meta != nil {
 		var err error
@@ -120,11 +121,16 @@ func (f *Folder) read() error {
 		if outboxes, gens, rejected, err = f.meta.load(); err != nil {
 			return err
 		}
+		if retired, err = f.meta.retired(); err != nil {
+			return err
+		}
+		f.b.knownIDs = retired.nextID
 	}
 	f.b.clock = newClock(log.SystemClock{}, boots)
 	for class := range NumClasses {
 		f.b.chains[class] = &chain{buffer: f.b, class: class, outboxes: make(map[uint32]*Outbox), gens: make(map[log.GenID]*generation)}
 		f.b.chains[class].rejected.Store(rejected[class])
+		f.b.chains[class].retired = retired.classes[class]
 	}
 	for _, s := range outboxes {
 		f.b.addOutbox(s)
@@ -148,7 +154,7 @@ func (f *Folder) readChain(c *chain, gens []storedGeneration) (err error) {
 			continue
 		}
 		sealed[g.seal.ID] = g.seal
-		known := &generation{id: g.seal.ID, lasts: g.lasts}
+		known := &generation{id: g.seal.ID, lasts: g.lasts, size: g.seal.Bytes, records: g.seal.Records}
 		c.gens[known.id] = known
 		for _, s := range g.spans {
 			c.recovered(known, s)
@@ -352,6 +358,12 @@ func (f *Folder) Stats() (FolderStats, error) {
 		}
 		s.Ledger.Add(one.Ledger)
 		s.Outboxes = append(s.Outboxes, one)
+	}
+	for class, c := range f.b.chains {
+		if l := c.retiredLedger(); l.Accepted > 0 {
+			s.Ledger.Add(l)
+			s.Outboxes = append(s.Outboxes, OutboxStats{Name: "(ended)", Class: Class(class), Ledger: l})
+		}
 	}
 	for class, l := range f.logs {
 		c := ClassFiles{Class: Class(class), Rejected: f.b.chains[class].rejected.Load()}

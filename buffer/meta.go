@@ -34,7 +34,7 @@ type metaTx interface {
 // meta is meta.db: what is known of the buffer beside the blocks. It is small
 // and rarely written: at most once a second, and when a generation ends.
 //
-//	about        version, origin, epoch
+//	about        version, origin, epoch, next (the id that no outbox had yet), each u32
 //	outboxes     id u32 → class u8, name length uvarint, name, next uvarint, marks,
 //	             voids: uvarint count, each: first uvarint, copies uvarint, outcome u8
 //	generations  class u8, epoch u32, first u64, revision u32 → last uvarint, records uvarint,
@@ -42,6 +42,7 @@ type metaTx interface {
 //	             newest uptime uvarint ns, boot u64, lasts uvarint ns, spans
 //	boots        boot u64 → began uvarint ms, newest wall clock uvarint ms, epoch uvarint
 //	rejected     class u8 → appends that failed, uvarint
+//	retired      class u8 → what outboxes that were removed had accepted, and its outcomes: marks
 //	parked       outbox u32, ordinal u64 → parked copy
 type meta struct {
 	db     metaStore
@@ -56,14 +57,16 @@ const (
 	bucketRejected    = "rejected"
 	bucketParked      = "parked"
 	bucketBoots       = "boots"
+	bucketRetired     = "retired"
 )
 
 var (
-	buckets = []string{bucketAbout, bucketOutboxes, bucketGenerations, bucketRejected, bucketParked, bucketBoots}
+	buckets = []string{bucketAbout, bucketOutboxes, bucketGenerations, bucketRejected, bucketParked, bucketBoots, bucketRetired}
 
 	keyVersion = []byte("version")
 	keyOrigin  = []byte("origin")
 	keyEpoch   = []byte("epoch")
+	keyNext    = []byte("next")
 )
 
 const metaVersion = 1
@@ -243,7 +246,11 @@ func (d *decoder) voids() (voids []void) {
 
 // create makes a new outbox durable.
 func (m *meta) create(o *Outbox) error {
-	return m.db.Update(func(tx metaTx) error { return putOutbox(tx, o, o.next, &o.marks, nil) })
+	return m.db.Update(func(tx metaTx) error {
+		return errors.Join(
+			putOutbox(tx, o, o.next, &o.marks, nil),
+			tx.Put(bucketAbout, keyNext, binary.BigEndian.AppendUint32(nil, o.id+1)))
+	})
 }
 
 // putOutboxes puts the marks of outboxes and returns what to call when they are
@@ -253,9 +260,12 @@ func putOutboxes(tx metaTx, outboxes []*Outbox) (done func(), err error) {
 	for i, o := range outboxes {
 		o.mu.Lock()
 		mk, version := o.durable()
-		next, voids := o.next, slices.Clone(o.voids)
+		next, voids, removed := o.next, slices.Clone(o.voids), o.removed
 		o.mu.Unlock()
 		versions[i] = version
+		if removed { // its row must not come back
+			continue
+		}
 		if err := putOutbox(tx, o, next, &mk, voids); err != nil {
 			return nil, err
 		}
@@ -313,8 +323,10 @@ func (m *meta) seal(c *chain, s log.Seal, g *generation, lasts time.Duration) er
 	outboxes := make([]*Outbox, 0, len(g.spans))
 	c.mu.Lock()
 	for id, sp := range g.spans {
-		list = append(list, sp)
-		outboxes = append(outboxes, c.outboxes[id])
+		if o := c.outboxes[id]; o != nil { // or it was removed
+			list = append(list, sp)
+			outboxes = append(outboxes, o)
+		}
 	}
 	c.mu.Unlock()
 	var done func()
