@@ -1,6 +1,8 @@
 package buffer
 
 import (
+	"github.com/fieldferry/fieldferry/buffer/rows"
+
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -116,7 +118,7 @@ func (c *chain) gone(id uint32, names map[uint32]string) bool {
 
 // remove takes outboxes out of meta.db and puts what they had to the retired ones.
 func (m *meta) remove(b *Buffer, outboxes []*Outbox) error {
-	return m.db.Update(func(tx metaTx) error {
+	return m.db.Update(func(tx rows.Tx) error {
 		var errs []error
 		for _, o := range outboxes {
 			errs = append(errs, tx.Delete(bucketOutboxes, binary.BigEndian.AppendUint32(nil, o.id)))
@@ -125,7 +127,7 @@ func (m *meta) remove(b *Buffer, outboxes []*Outbox) error {
 	})
 }
 
-func putRetired(tx metaTx, b *Buffer) error {
+func putRetired(tx rows.Tx, b *Buffer) error {
 	for class, c := range b.chains {
 		c.mu.Lock()
 		r := c.retired.marks
@@ -142,11 +144,11 @@ func putRetired(tx metaTx, b *Buffer) error {
 
 // retired returns what is known of outboxes that were removed.
 func (m *meta) retired() (s storedRetired, err error) {
-	err = m.db.View(func(tx metaTx) error {
+	err = m.db.View(func(tx rows.Tx) error {
 		if v := tx.Get(bucketAbout, keyNext); len(v) == 4 {
 			s.nextID = binary.BigEndian.Uint32(v)
 		}
-		for k, v := range tx.Rows(bucketRetired) {
+		for k, v := range tx.Rows(bucketRetired, nil) {
 			d := decoder{p: v}
 			r := retired{d.marks()}
 			if len(k) != 1 || Class(k[0]) >= NumClasses || d.bad {
