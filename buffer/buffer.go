@@ -471,11 +471,13 @@ type ClassStats struct {
 	Rejected uint64 // appends that failed; they are in no ledger
 }
 
-// Stats counts over all outboxes.
+// Stats counts over all outboxes but the program's own, whose names begin with $.
 func (b *Buffer) Stats() Stats {
 	var s Stats
 	for _, o := range b.Outboxes() {
-		s.Classes[o.class].Ledger.Add(o.Ledger())
+		if !o.own() {
+			s.Classes[o.class].Ledger.Add(o.Ledger())
+		}
 	}
 	for class, c := range b.chains {
 		s.Classes[class].Rejected = c.rejected.Load()

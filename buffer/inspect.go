@@ -323,7 +323,9 @@ func (f *Folder) Stats() (FolderStats, error) {
 		if t, ok := f.oldest(o); ok {
 			one.Oldest = &t
 		}
-		s.Ledger.Add(one.Ledger)
+		if !o.own() {
+			s.Ledger.Add(one.Ledger)
+		}
 		s.Outboxes = append(s.Outboxes, one)
 	}
 	for class, c := range f.b.chains {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -77,6 +78,10 @@ type pin struct {
 
 // Name is the destination's.
 func (o *Outbox) Name() string { return o.name }
+
+// own reports whether the outbox is the program's own: its copies are changes of
+// state, and reach nobody. Its name begins with a dollar sign.
+func (o *Outbox) own() bool { return strings.HasPrefix(o.name, "$") }
 
 // Class is that of all copies in the outbox.
 func (o *Outbox) Class() Class { return o.class }

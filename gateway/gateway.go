@@ -37,6 +37,7 @@ type Gateway struct {
 	config  *config.Config
 	log     *slog.Logger
 	buffer  *buffer.Buffer
+	state   *localbroker.State
 	broker  *localbroker.Broker
 	bridges []*upstream
 	alarms  *alarms
@@ -81,7 +82,11 @@ func (g *Gateway) open() (err error) {
 		g.bridges = append(g.bridges, u)
 		routes = append(routes, u.mapper)
 	}
-	g.broker = localbroker.New(brokerOptions(&c.Broker, routes, g.buffer, g.log.With("part", "broker")))
+	brokerLog := g.log.With("part", "broker")
+	if g.state, err = localbroker.OpenState(filepath.Join(c.Gateway.DataDir, "state.db"), g.buffer, brokerLog); err != nil {
+		return dataDirError(c, err)
+	}
+	g.broker = localbroker.New(brokerOptions(&c.Broker, routes, g.buffer, g.state, brokerLog))
 	if g.alarms, err = newAlarms(c, g.buffer, g.broker, g.log.With("part", "alarms")); err != nil {
 		return err
 	}
@@ -122,6 +127,8 @@ func (g *Gateway) Run(ctx context.Context) error {
 	for _, u := range g.bridges {
 		bridges.run("bridge "+u.name, u.bridge.Run)
 	}
+	state := newStage(ctx, fail)
+	state.run("broker state", g.state.Run)
 	broker := newStage(ctx, fail)
 	broker.run("broker", g.broker.Run)
 	broker.run("alarms", g.alarms.Run)
@@ -137,7 +144,7 @@ func (g *Gateway) Run(ctx context.Context) error {
 		<-ctx.Done()
 	}
 	g.log.Info("gateway stops")
-	for _, s := range []*stage{links, broker, bridges} {
+	for _, s := range []*stage{links, broker, state, bridges} {
 		s.stop()
 	}
 	var failed *partError
@@ -157,6 +164,9 @@ func (g *Gateway) Close() error {
 	var errs []error
 	for _, u := range g.bridges {
 		u.reader.Close()
+	}
+	if g.state != nil {
+		errs = append(errs, g.state.Close())
 	}
 	if g.buffer != nil {
 		errs = append(errs, g.buffer.Close())
