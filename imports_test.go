@@ -27,7 +27,7 @@ var allowed = map[string][]string{
 	"bridge":              {"buffer", "localbroker/topic"},
 	"bridge/upstreamtest": {},
 
-	"localbroker":        {"localbroker/packet", "localbroker/topic", "localbroker/access", "localbroker/client", "buffer"},
+	"localbroker":        {"localbroker/packet", "localbroker/topic", "localbroker/access", "localbroker/client", "buffer", "buffer/rows"},
 	"localbroker/access": {"localbroker/topic"},
 	"localbroker/client": {"localbroker/packet"},
 
@@ -37,13 +37,14 @@ var allowed = map[string][]string{
 	"adapters/serial":      {"adapters"},
 	"adapters/simulate":    {"adapters"},
 
-	"buffer": {"buffer/log"},
+	"buffer":      {"buffer/log", "buffer/rows"},
+	"buffer/rows": {"buffer/log"},
 }
 
 // bound says who alone may import a library.
 var bound = map[string][]string{
 	"github.com/goccy/go-yaml": {"gateway/config"},
-	"go.etcd.io/bbolt":         {"buffer", "buffer/log", "localbroker", "gateway/command"},
+	"go.etcd.io/bbolt":         {"buffer/log", "buffer/rows"},
 	"github.com/simonvetter":   {"adapters/modbus"},
 	"github.com/gopcua":        {"adapters/opcua"},
 	"github.com/tarm/serial":   {"adapters/serial", "adapters/modbus"},

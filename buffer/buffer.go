@@ -70,6 +70,7 @@ type Buffer struct {
 	mu       sync.Mutex // guards what follows
 	outboxes map[outboxKey]*Outbox
 	nextID   uint32
+	knownIDs uint32 // outboxes with lower ids are in meta.db, or were removed
 }
 
 type outboxKey struct {
@@ -161,6 +162,12 @@ func (b *Buffer) recover(disks [NumClasses]log.Disk, o Options) error {
 	if err != nil {
 		return err
 	}
+	retired, err := b.meta.retired()
+	if err != nil {
+		return err
+	}
+	b.nextID = max(b.nextID, retired.nextID)
+	b.knownIDs = b.nextID
 	boots, err := b.meta.boots()
 	if err != nil {
 		return err
@@ -176,6 +183,7 @@ func (b *Buffer) recover(disks [NumClasses]log.Disk, o Options) error {
 			gens:     make(map[log.GenID]*generation),
 		}
 		b.chains[class].rejected.Store(rejected[class])
+		b.chains[class].retired = retired.classes[class]
 	}
 	for _, s := range outboxes {
 		b.addOutbox(s)
@@ -207,7 +215,7 @@ func (b *Buffer) openChain(c *chain, disk log.Disk, sealed map[log.GenID]log.Sea
 		case !there[g.seal.ID]:
 			gone = append(gone, g.seal.ID)
 		default:
-			known := &generation{id: g.seal.ID, lasts: g.lasts}
+			known := &generation{id: g.seal.ID, lasts: g.lasts, size: g.seal.Bytes, records: g.seal.Records}
 			known.sealed.Store(true)
 			c.gens[known.id] = known
 			for _, s := range g.spans {
@@ -254,8 +262,12 @@ func (c *chain) recoverBlock(id log.GenID, h log.Header, p []byte) {
 		return
 	}
 	g.add(&h, dir.lasts)
+	g.size, g.records = g.size+int64(h.Size()), g.records+int64(h.Count)
 	for _, s := range dir.spans {
 		if c.outboxes[s.outbox] == nil {
+			if c.gone(s.outbox, dir.names) {
+				continue
+			}
 			c.buffer.addOutbox(storedOutbox{id: s.outbox, class: c.class, name: dir.names[s.outbox], next: s.first})
 		}
 		g.extend(s)
@@ -273,7 +285,7 @@ func (o *Outbox) recoverMarks(m marks) {
 	for i := range o.pins {
 		p := &o.pins[i]
 		if settled := min(p.last, m.cursor); settled >= p.first {
-			o.stored -= settled + 1 - p.first
+			o.stored -= settled + 1 - p.first - o.voided(p.first, settled)
 			p.first = settled + 1
 		}
 	}
@@ -308,22 +320,25 @@ func (c *chain) recovered(g *generation, s span) {
 	if n := len(o.pins); n > 0 { // a file that was replaced may have come back
 		s.first = max(s.first, o.pins[n-1].last+1)
 	}
-	for _, v := range o.voids { // a crash came before the file was gone
-		if v.first <= s.last && s.last <= v.last {
-			s.last = v.first - 1
+	// A crash came before the file was gone, or a part of it was dropped. A pin
+	// reaches to the end of what the generation holds, dropped or not: see shrink.
+	for _, v := range o.voids {
+		if v.first <= s.first && s.first <= v.last {
+			s.first = v.last + 1
 		}
 	}
 	if s.first > s.last {
 		return
 	}
-	o.stored += s.last - s.first + 1
-	o.pin(s, g)
+	o.stored += s.last - s.first + 1 - o.voided(s.first, s.last)
+	o.pin(s, g, g.bytes(s))
 }
 
 // addOutbox makes an outbox known. b.mu is held, or nobody else knows b yet.
 func (b *Buffer) addOutbox(s storedOutbox) *Outbox {
 	c := b.chains[s.class]
 	o := &Outbox{id: s.id, name: s.name, class: s.class, chain: c, next: max(s.next, 1), marks: s.marks, taken: s.marks.cursor, dupTo: s.marks.sent}
+	o.limit.Window = maxWindow
 	o.recoverVoids(s.voids)
 	o.enc.next = o.next
 	b.outboxes[outboxKey{s.name, s.class}] = o
@@ -462,14 +477,17 @@ type ClassStats struct {
 	Rejected uint64 // appends that failed; they are in no ledger
 }
 
-// Stats counts over all outboxes.
+// Stats counts over all outboxes but the program's own, whose names begin with $.
 func (b *Buffer) Stats() Stats {
 	var s Stats
 	for _, o := range b.Outboxes() {
-		s.Classes[o.class].Ledger.Add(o.Ledger())
+		if !o.own() {
+			s.Classes[o.class].Ledger.Add(o.Ledger())
+		}
 	}
 	for class, c := range b.chains {
 		s.Classes[class].Rejected = c.rejected.Load()
+		s.Classes[class].Ledger.Add(c.retiredLedger())
 		s.Ledger.Add(s.Classes[class].Ledger)
 		for _, g := range c.log.Generations() {
 			s.Generations++

@@ -14,7 +14,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"go.etcd.io/bbolt"
+
+	"github.com/fieldferry/fieldferry/buffer/rows"
 )
 
 func inspect(t testing.TB, dir string) *Folder {
@@ -300,12 +301,12 @@ func TestInspectRefuses(t *testing.T) {
 	if err := reopen(t, dir).Close(); err != nil {
 		t.Fatal(err)
 	}
-	db, err := bbolt.Open(filepath.Join(dir, "meta.db"), 0o600, nil)
+	db, err := rows.Open(filepath.Join(dir, "meta.db"), buckets, rows.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	err = db.Update(func(tx *bbolt.Tx) error {
-		return metaFileTx{tx}.Put(bucketAbout, keyVersion, binary.BigEndian.AppendUint32(nil, metaVersion+1))
+	err = db.Update(func(tx rows.Tx) error {
+		return tx.Put(bucketAbout, keyVersion, binary.BigEndian.AppendUint32(nil, metaVersion+1))
 	})
 	if err := errors.Join(err, db.Close()); err != nil {
 		t.Fatal(err)

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/fieldferry/fieldferry/buffer/log"
+	"github.com/fieldferry/fieldferry/buffer/rows"
 )
 
 // append1 appends one message of 1,000 bytes and returns how that ended.
@@ -241,13 +242,13 @@ func TestGenerationsExpireWhole(t *testing.T) {
 
 // countedStore counts updates.
 type countedStore struct {
-	metaStore
+	rows.Store
 	updates atomic.Int64
 }
 
-func (s *countedStore) Update(fn func(metaTx) error) error {
+func (s *countedStore) Update(fn func(rows.Tx) error) error {
 	s.updates.Add(1)
-	return s.metaStore.Update(fn)
+	return s.Store.Update(fn)
 }
 
 // fullDisk is full from when it is told so until a generation is removed.

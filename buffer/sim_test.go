@@ -122,6 +122,15 @@ type queueModel struct {
 	reader *Reader
 	open   []Delivery // handed out, not settled
 	lags   bool       // is rarely asked
+	limit  uint64     // of messages; 0 is none
+	ends   bool       // is removed now and then, and made anew
+	ended  int        // how often
+	unsure bool       // whether the last time was durable
+}
+
+// begin forgets everything: the outbox is new.
+func (q *queueModel) begin() {
+	q.acked, q.failed, q.out, q.last, q.open = map[int]bool{}, map[int]bool{}, map[int]bool{}, 0, nil
 }
 
 func newWorld(t *testing.T, seed uint64) *world {
@@ -134,9 +143,13 @@ func newWorld(t *testing.T, seed uint64) *world {
 	for _, name := range buckets {
 		w.rows[name] = map[string][]byte{}
 	}
-	for i, class := range []Class{Telemetry, Telemetry, Telemetry, Alert} {
-		w.queues = append(w.queues, &queueModel{name: fmt.Sprintf("q%d", i), class: class, lags: i == 2,
-			acked: map[int]bool{}, failed: map[int]bool{}, out: map[int]bool{}})
+	for i, class := range []Class{Telemetry, Telemetry, Telemetry, Alert, Telemetry, Telemetry} {
+		q := &queueModel{name: fmt.Sprintf("q%d", i), class: class, lags: i == 2 || i == 4, ends: i == 5}
+		if i == 4 {
+			q.limit = uint64(1 + w.rng.IntN(20))
+		}
+		q.begin()
+		w.queues = append(w.queues, q)
 	}
 	w.options = Options{
 		Linger:          time.Duration(w.rng.IntN(3)) * 100 * time.Millisecond,
@@ -278,6 +291,12 @@ func (w *world) start() bool {
 			q.o, err = w.b.Outbox(q.name, q.class)
 		}
 		if err == nil {
+			if q.unsure && q.o.Ledger().Accepted == 0 {
+				q.begin()
+				q.ended++
+			}
+			q.unsure = false
+			q.o.SetLimit(OutboxLimit{Messages: q.limit})
 			q.reader, err = w.b.Reader(q.o)
 			q.open = nil
 		}
@@ -319,6 +338,7 @@ type told struct {
 	w      *world
 	n      int
 	queues []*queueModel
+	ended  []int // how often each had ended
 }
 
 func (r told) Stored(err error) {
@@ -330,8 +350,9 @@ func (r told) Stored(err error) {
 	if s := r.w.sent[r.n]; s != nil {
 		s.stored, s.boot = time.Now(), r.w.clock.boot
 	}
-	for _, q := range r.queues {
+	for i, q := range r.queues {
 		switch {
+		case q.ended != r.ended[i]: // it went with those that were removed
 		case errors.Is(err, ErrFull):
 			q.failed[r.n] = true
 		case err != nil: // it may come out or not
@@ -345,6 +366,10 @@ func (w *world) step() {
 	q := w.queues[w.dice.IntN(len(w.queues))]
 	if q.lags && w.dice.IntN(5) > 0 {
 		q = w.queues[0]
+	}
+	if q.ends && w.dice.IntN(10) == 0 {
+		w.end(q)
+		return
 	}
 	switch w.dice.IntN(11) {
 	case 0, 1, 2, 3:
@@ -417,6 +442,42 @@ func (w *world) withFaults(on bool) {
 	w.faults = on
 }
 
+// end removes an outbox and makes it anew.
+func (w *world) end(q *queueModel) {
+	synctest.Wait()
+	q.reader.Close()
+	old := q.o.id
+	if err := w.b.Remove(q.o); err != nil {
+		q.unsure = true
+		w.lose()
+		return
+	}
+	var err error
+	if q.o, err = w.b.Outbox(q.name, q.class); err == nil {
+		q.reader, err = w.b.Reader(q.o)
+	}
+	if err != nil {
+		q.unsure = true
+		w.lose()
+		return
+	}
+	if q.o.id == old || q.o.Ledger().Accepted != 0 {
+		w.t.Fatalf("seed %d: %s: what was removed goes on", w.seed, q.name)
+	}
+	q.begin()
+	q.ended++
+	w.mu.Lock()
+	w.note("%s is removed", q.name)
+	w.mu.Unlock()
+}
+
+// lose crashes the machine because nobody knows what a write has done.
+func (w *world) lose() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.crash()
+}
+
 func (w *world) append(n int) {
 	w.appendTo(w.queues[w.dice.IntN(len(w.queues))].class, n)
 }
@@ -427,6 +488,10 @@ func (w *world) appendTo(class Class, n int) {
 		if q.class == class && (len(to) == 0 || w.dice.IntN(2) == 0) {
 			to = append(to, q)
 		}
+	}
+	var ended []int
+	for _, q := range to {
+		ended = append(ended, q.ended)
 	}
 	w.mu.Lock()
 	w.note("append %d to %d to %d queues", w.next+1, w.next+n, len(to))
@@ -443,7 +508,7 @@ func (w *world) appendTo(class Class, n int) {
 			w.sent[w.next] = &sentModel{at: time.Now(), expiry: m.Expiry, queues: to}
 			w.mu.Unlock()
 		}
-		if err := w.b.Append(w.t.Context(), class, m, told{w, w.next, to}); err != nil && !errors.Is(err, ErrFull) {
+		if err := w.b.Append(w.t.Context(), class, m, told{w, w.next, to, ended}); err != nil && !errors.Is(err, ErrFull) {
 			w.t.Fatalf("seed %d: append: %v", w.seed, err)
 		} else if err != nil {
 			for _, q := range to {
@@ -524,6 +589,9 @@ func (w *world) check() {
 		if l.Difference() != 0 {
 			w.t.Fatalf("seed %d: %s: the ledger is out by %d: %+v", w.seed, q.name, l.Difference(), l)
 		}
+		if over := l.Stored > q.limit+q.o.underWay(); q.limit > 0 && over {
+			w.t.Fatalf("seed %d: %s: the limit is %d: %+v", w.seed, q.name, q.limit, l)
+		}
 		if stored := q.o.recount(); l.Stored != stored {
 			w.t.Fatalf("seed %d: %s: %d copies are in the log: %+v", w.seed, q.name, stored, l)
 		}
@@ -540,6 +608,13 @@ func (w *world) check() {
 			w.t.Fatalf("seed %d: %s: copies were lost on a sound disk: %+v", w.seed, q.name, l)
 		}
 	}
+}
+
+// underWay is how many copies may have been handed out at the most.
+func (o *Outbox) underWay() uint64 {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return max(o.taken, o.dupTo) - o.cursor
 }
 
 // recount is how many copies the generations hold that are not settled.

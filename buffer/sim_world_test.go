@@ -7,11 +7,13 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
 
 	"github.com/fieldferry/fieldferry/buffer/log"
+	"github.com/fieldferry/fieldferry/buffer/rows"
 )
 
 // The disk, the store and the clock of TestSimulation.
@@ -201,7 +203,7 @@ type simTx struct {
 	rows map[string]map[string][]byte
 }
 
-func (w *world) Update(fn func(metaTx) error) error {
+func (w *world) Update(fn func(rows.Tx) error) error {
 	w.mu.Lock()
 	rows := make(map[string]map[string][]byte)
 	for name, bucket := range w.rows {
@@ -217,9 +219,9 @@ func (w *world) Update(fn func(metaTx) error) error {
 	return w.write("save", func() { w.rows = rows })
 }
 
-func (w *world) View(fn func(metaTx) error) error { return fn(simTx{w, w.rows}) }
-func (w *world) Close() error                     { return nil }
-func (w *world) DiskBytes() int64                 { return 0 }
+func (w *world) View(fn func(rows.Tx) error) error { return fn(simTx{w, w.rows}) }
+func (w *world) Close() error                      { return nil }
+func (w *world) DiskBytes() int64                  { return 0 }
 
 func (t simTx) Get(bucket string, key []byte) []byte { return t.rows[bucket][string(key)] }
 func (t simTx) Put(bucket string, key, value []byte) error {
@@ -230,10 +232,10 @@ func (t simTx) Delete(bucket string, key []byte) error {
 	delete(t.rows[bucket], string(key))
 	return nil
 }
-func (t simTx) Rows(bucket string) iter.Seq2[[]byte, []byte] {
+func (t simTx) Rows(bucket string, prefix []byte) iter.Seq2[[]byte, []byte] {
 	return func(yield func(k, v []byte) bool) {
 		for _, k := range slices.Sorted(maps.Keys(t.rows[bucket])) {
-			if !yield([]byte(k), t.rows[bucket][k]) {
+			if strings.HasPrefix(k, string(prefix)) && !yield([]byte(k), t.rows[bucket][k]) {
 				return
 			}
 		}
@@ -246,7 +248,7 @@ type lockedStore struct {
 	*world
 }
 
-func (s *lockedStore) Update(fn func(metaTx) error) error {
+func (s *lockedStore) Update(fn func(rows.Tx) error) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.world.Update(fn)

@@ -12,9 +12,9 @@ import (
 	"github.com/fieldferry/fieldferry/localbroker"
 )
 
-func brokerOptions(c *config.Broker, routes router, buf *buffer.Buffer, log *slog.Logger) localbroker.Options {
+func brokerOptions(c *config.Broker, routes router, buf *buffer.Buffer, state *localbroker.State, log *slog.Logger) localbroker.Options {
 	o := localbroker.Options{
-		Buffer: buf, Router: routes, Logger: log,
+		Buffer: buf, Router: routes, State: state, Logger: log,
 		Limits: localbroker.Limits{
 			Clients:                c.Limits.Clients,
 			ClientsPerAddress:      c.Limits.ClientsPerAddress,
@@ -29,6 +29,7 @@ func brokerOptions(c *config.Broker, routes router, buf *buffer.Buffer, log *slo
 			TopicAliases:           c.Limits.TopicAliases,
 			Keepalive:              c.Limits.Keepalive,
 			MessagesPerSecond:      int(c.Limits.MessagesPerSecond),
+			SessionExpiry:          c.Limits.SessionExpiry,
 		},
 	}
 	for _, l := range c.Listeners {

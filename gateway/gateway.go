@@ -40,6 +40,7 @@ type Gateway struct {
 	log     *slog.Logger
 	clock   log.Clock
 	buffer  *buffer.Buffer
+	state   *localbroker.State
 	broker  *localbroker.Broker
 	bridges []*upstream
 	alarms  *alarms
@@ -89,7 +90,11 @@ func (g *Gateway) open() (err error) {
 		g.bridges = append(g.bridges, u)
 		routes = append(routes, u.mapper)
 	}
-	g.broker = localbroker.New(brokerOptions(&c.Broker, routes, g.buffer, g.log.With("part", "broker")))
+	brokerLog := g.log.With("part", "broker")
+	if g.state, err = localbroker.OpenState(filepath.Join(c.Gateway.DataDir, "state.db"), g.buffer, brokerLog); err != nil {
+		return dataDirError(c, err)
+	}
+	g.broker = localbroker.New(brokerOptions(&c.Broker, routes, g.buffer, g.state, brokerLog))
 	if g.alarms, err = newAlarms(c, g.buffer, g.broker, g.clock, g.log.With("part", "alarms")); err != nil {
 		return err
 	}
@@ -130,6 +135,8 @@ func (g *Gateway) Run(ctx context.Context) error {
 	for _, u := range g.bridges {
 		bridges.run("bridge "+u.name, u.bridge.Run)
 	}
+	state := newStage(ctx, fail)
+	state.run("broker state", g.state.Run)
 	broker := newStage(ctx, fail)
 	broker.run("broker", g.broker.Run)
 	broker.run("alarms", g.alarms.Run)
@@ -145,7 +152,7 @@ func (g *Gateway) Run(ctx context.Context) error {
 		<-ctx.Done()
 	}
 	g.log.Info("gateway stops")
-	for _, s := range []*stage{links, broker, bridges} {
+	for _, s := range []*stage{links, broker, state, bridges} {
 		s.stop()
 	}
 	var failed *partError
@@ -165,6 +172,9 @@ func (g *Gateway) Close() error {
 	var errs []error
 	for _, u := range g.bridges {
 		u.reader.Close()
+	}
+	if g.state != nil {
+		errs = append(errs, g.state.Close())
 	}
 	if g.buffer != nil {
 		errs = append(errs, g.buffer.Close())

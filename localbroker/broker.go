@@ -3,9 +3,10 @@
 // durable destinations there, and in any case in the queues of those who
 // subscribed to it here.
 //
-// It has no storage of its own. Sessions live as long as their connection,
-// QoS is at most 1, and retained messages are in memory: clients are told so
-// where their version has words for it.
+// With a State, sessions outlive their connections and the process, and so do
+// retained messages and wills. Without one, all that ends with the process, and
+// sessions with their connections: clients are told so where their version has words
+// for it.
 package localbroker
 
 import (
@@ -19,6 +20,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/fieldferry/fieldferry/buffer"
@@ -30,7 +32,8 @@ import (
 type Options struct {
 	Listeners []Listener
 	Limits    Limits
-	Buffer    Appender     // where copies for durable destinations go; nil if Router is
+	Buffer    Appender     // where copies for durable destinations go; nil if Router and State are
+	State     *State       // what outlives the process, on the same buffer; nil is nothing
 	Router    Router       // which durable destinations a publish has; nil is none
 	Access    Access       // who may do what; nil leaves it to the listeners' AllowAnonymous
 	Logger    *slog.Logger // nil discards
@@ -66,6 +69,15 @@ type Access interface {
 	Authenticate(ctx context.Context, l *Login) (Rights, error)
 }
 
+// Recaller is an Access that knows what clients may do also when they are not
+// connected. Without it, the will of a client that was connected when the process
+// died is published only where there is no Access at all.
+type Recaller interface {
+	// Recall returns what the client that logged in with this user name may do, nil if
+	// everything.
+	Recall(username, clientID string) Rights
+}
+
 // Login is what a client says of itself when it connects.
 type Login struct {
 	Listener    string
@@ -99,9 +111,15 @@ type Broker struct {
 	buffers  sync.Pool // of *[]byte, for writes
 	fanouts  sync.Pool // of *fanout, for publishes of the gateway itself
 
+	stamps     atomic.Uint64 // given to publishes in the order in which they became durable
+	marker     marker
+	bereft     []*session     // have just a will; until Run
+	background sync.WaitGroup // goroutines beside those of connections
+
 	mu        sync.Mutex // guards what follows
 	listeners []net.Listener
-	sessions  map[string]*session // of connected clients, by client id
+	sessions  map[string]*session // by client id; of clients that are connected, or whose session is kept
+	claims    map[string]*conn    // of clients that are connected or about to be, by client id
 	conns     map[*conn]struct{}  // open connections
 	addresses map[netip.Addr]int  // how many of them come from an address
 	closing   bool
@@ -120,12 +138,18 @@ func New(o Options) *Broker {
 		options:   o,
 		log:       o.Logger,
 		sessions:  make(map[string]*session),
+		claims:    make(map[string]*conn),
 		conns:     make(map[*conn]struct{}),
 		addresses: make(map[netip.Addr]int),
 	}
 	b.buffers.New = func() any { buf := make([]byte, 0, writeSize); return &buf }
 	b.fanouts.New = func() any { return new(fanout) }
 	b.stats.started = time.Now()
+	b.marker.b = b
+	if o.State != nil {
+		b.restore(o.State.saved)
+		o.State.saved = saved{}
+	}
 	return b
 }
 
@@ -184,6 +208,11 @@ func (b *Broker) Run(ctx context.Context) error {
 	for i, ln := range listeners {
 		accepting.Go(func() { b.accept(ctx, ln, b.options.Listeners[i]) })
 	}
+	for _, s := range b.bereft {
+		b.publishPending(ctx, s)
+	}
+	b.bereft = nil
+	accepting.Go(func() { b.tidy(ctx) })
 	<-ctx.Done()
 	var err error
 	for _, ln := range listeners {
@@ -198,6 +227,7 @@ func (b *Broker) Run(ctx context.Context) error {
 		c.end(packet.Errorf(packet.ServerShuttingDown, "the broker stops"))
 	}
 	b.connections.Wait()
+	b.background.Wait()
 	b.mu.Lock()
 	b.listeners = nil
 	b.mu.Unlock()
