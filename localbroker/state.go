@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/fieldferry/fieldferry/buffer"
-	"github.com/fieldferry/fieldferry/buffer/log"
 	"github.com/fieldferry/fieldferry/buffer/rows"
 )
 
@@ -45,7 +44,7 @@ func OpenState(path string, b *buffer.Buffer, logger *slog.Logger) (*State, erro
 		logger = slog.New(slog.DiscardHandler)
 	}
 	table, err := rows.Open(path, tables, rows.Options{})
-	if errors.Is(err, log.ErrDamaged) {
+	if errors.Is(err, rows.ErrDamaged) {
 		logger.Error("state.db is damaged: it is set aside, and what can be read of it is kept", "err", err)
 		table, err = salvageState(path)
 	}
@@ -69,7 +68,7 @@ func salvageState(path string) (*rows.File, error) {
 	}
 	var good []row
 	_ = rows.Salvage(path, tables, func(table string, key, value []byte) { good = append(good, row{table, key, value}) })
-	if err := log.SetAside(path); err != nil {
+	if err := rows.SetAside(path); err != nil {
 		return nil, err
 	}
 	table, err := rows.Open(path, tables, rows.Options{})

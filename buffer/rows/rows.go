@@ -38,6 +38,12 @@ type Tx interface {
 	Rows(bucket string, prefix []byte) iter.Seq2[[]byte, []byte]
 }
 
+// ErrDamaged says that a file's bytes are not those that were written.
+var ErrDamaged = log.ErrDamaged
+
+// SetAside moves a damaged file into the folder quarantine beside it.
+func SetAside(path string) error { return log.SetAside(path) }
+
 // ErrInUse is returned for a file that another process has open.
 var ErrInUse = errors.New("the file is in use by another process")
 
@@ -54,8 +60,7 @@ type Options struct {
 }
 
 // Open opens a file with these buckets, or makes it. Every row of it is checked. An
-// error that is log.ErrDamaged says that the file's bytes are not those that were
-// written.
+// error that is ErrDamaged says that what is in it is damaged.
 func Open(path string, buckets []string, o Options) (f *File, err error) {
 	f = &File{path: path}
 	err = log.Guard(func() (err error) {
