@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/fieldferry/fieldferry/buffer/log"
@@ -61,6 +62,7 @@ type Buffer struct {
 	chains          [NumClasses]*chain
 
 	kick      chan struct{} // to the flusher
+	waits     atomic.Bool   // a reader waits until a void is durable
 	stop      chan struct{} // closed by Close
 	flushing  sync.WaitGroup
 	notifying sync.WaitGroup

@@ -39,6 +39,11 @@ func (b *Buffer) flush() {
 			if err := b.keepRoom(); err != nil {
 				b.logger.Error("room in the buffer could not be kept", "err", err)
 			}
+			if b.waits.Swap(false) {
+				if err := b.save(false); err != nil {
+					b.logger.Error("marks could not be saved; readers wait for them", "err", err)
+				}
+			}
 		case <-tick.C:
 			b.clock.observe()
 			for i, c := range b.chains {

@@ -122,6 +122,10 @@ func (o *Outbox) advance() {
 		if len(o.voids) > 0 && o.voids[0].first == o.cursor+1 {
 			v := o.voids[0]
 			if !v.durable {
+				if o.reader != nil {
+					o.chain.buffer.waits.Store(true)
+					o.chain.buffer.kickFlusher()
+				}
 				break
 			}
 			o.voids = o.voids[1:]

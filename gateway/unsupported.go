@@ -59,9 +59,6 @@ func (u *unsupported) broker(c *config.Config) {
 	if pos, there := c.Position("broker", "sys_interval"); there && b.SysInterval > 0 {
 		u.add(pos, "broker.sys_interval", "$SYS topics are")
 	}
-	if pos, there := c.Position("broker", "limits", "session_expiry"); there {
-		u.add(pos, "broker.limits.session_expiry", "sessions that outlive their connection are")
-	}
 	if b.JWT != nil {
 		u.add(b.JWT.Pos, "broker.jwt", "tokens are")
 	}

@@ -22,6 +22,7 @@ const (
 	changeSubscribe   = '+'
 	changeUnsubscribe = '-'
 	changeRelease     = 'r' // a PUBREL came: the packet identifier is free again
+	changeReceived    = 'R' // a PUBREC came out of turn
 	changeWill        = 'w' // a client that is connected has a will
 	changeNoWill      = 'x' // it took its will back, or that was published
 	changePublish     = 'p' // a publish that is more than retained; see mark
@@ -82,11 +83,12 @@ const (
 	tableSessions = "sessions"
 	tableSubs     = "subscriptions"
 	tableIDs      = "ids"
+	tableReceived = "received"
 	tableRetained = "retained"
 	tableWills    = "wills"
 )
 
-var tables = []string{tableAbout, tableApplied, tableSessions, tableSubs, tableIDs, tableRetained, tableWills}
+var tables = []string{tableAbout, tableApplied, tableSessions, tableSubs, tableIDs, tableReceived, tableRetained, tableWills}
 
 // savedSession is a row of sessions.
 type savedSession struct {
@@ -224,6 +226,11 @@ func apply(tx rows.Tx, d *buffer.Delivery, stamp func(ago time.Duration) buffer.
 	case changeRelease:
 		id, packetID := f.uvarint(), uint16(f.uvarint())
 		err = tx.Delete(tableIDs, binary.BigEndian.AppendUint16(sessionPrefix(id), packetID))
+	case changeReceived:
+		id, class, ordinal := f.uvarint(), f.byte(), f.uvarint()
+		if !f.bad {
+			err = tx.Put(tableReceived, binary.BigEndian.AppendUint64(append(sessionPrefix(id), class), ordinal), nil)
+		}
 	case changeWill:
 		client := f.text()
 		if rest := f.p; !f.bad {
@@ -269,7 +276,7 @@ func endSession(tx rows.Tx, id uint64) error {
 	if id == 0 {
 		return nil
 	}
-	for _, table := range []string{tableSubs, tableIDs} {
+	for _, table := range []string{tableSubs, tableIDs, tableReceived} {
 		var keys [][]byte
 		for k := range tx.Rows(table, sessionPrefix(id)) {
 			keys = append(keys, append([]byte(nil), k...))

@@ -287,9 +287,15 @@ func (c *conn) handleDisconnect(body []byte) error {
 			k.expiry = c.b.limits.expiry(v)
 		}
 	}
-	if p.Reason != packet.DisconnectWithWill {
+	switch p.Reason { // those that a client may send, §3.14.2.1
+	case packet.Success:
 		c.will.takeBack(c) // [MQTT-3.14.4-3]
 		c.will = nil
+	case packet.DisconnectWithWill, packet.Unspecified, packet.Malformed, packet.ProtocolError, packet.ImplementationSpecific,
+		packet.TopicNameInvalid, packet.ReceiveMaximumExceeded, packet.TopicAliasInvalid, packet.PacketTooLarge,
+		packet.MessageRateTooHigh, packet.QuotaExceeded, packet.AdministrativeAction, packet.PayloadFormatInvalid:
+	default:
+		return packet.Errorf(packet.ProtocolError, "DISCONNECT: reason %v is the server's", p.Reason)
 	}
 	return errDisconnected
 }

@@ -1,6 +1,8 @@
 package localbroker
 
 import (
+	"context"
+	"encoding/binary"
 	"fmt"
 	"strings"
 	"sync"
@@ -53,6 +55,8 @@ type lane struct {
 	rec     uint64                 // of all QoS 2 copies up to here a PUBREC came
 	flushed uint64                 // and that is being made durable up to here
 	durable uint64                 // and is
+
+	outOfTurn map[uint64]bool // copies above rec whose PUBREC came and is durable
 }
 
 // flight is a copy on its way to the client.
@@ -93,7 +97,7 @@ func (k *kept) lane(class buffer.Class) (*lane, error) {
 func (k *kept) add(o *buffer.Outbox) *lane {
 	limits := &k.s.b.limits
 	o.SetLimit(buffer.OutboxLimit{Messages: uint64(limits.QueuedMessages), Bytes: int64(limits.QueuedBytes), Window: uint64(laneSize)})
-	l := &lane{outbox: o, base: int(o.Class()) * laneSize, rec: o.Marks().Received}
+	l := &lane{outbox: o, base: int(o.Class()) * laneSize, rec: o.Marks().Received, outOfTurn: make(map[uint64]bool)}
 	l.flushed, l.durable = l.rec, l.rec
 	k.mu.Lock()
 	k.added = append(k.added, l)
@@ -153,6 +157,7 @@ func (k *kept) land(l *lane, ordinal uint64, f *flight, out buffer.Outcome) (wak
 		k.unacked--
 	}
 	*f = flight{}
+	delete(l.outOfTurn, ordinal)
 	for l.flights.len() > 0 && l.flights.at(0).state == landed {
 		l.flights.pop()
 		l.first++
@@ -277,9 +282,9 @@ func (k *kept) send(d *buffer.Delivery) (outgoing, bool) {
 	f.state = l.resumed[d.Ordinal]
 	delete(l.resumed, d.Ordinal)
 	switch {
-	case f.state == awaitsDisk && d.Ordinal > l.durable:
+	case f.state == awaitsDisk && d.Ordinal > l.durable && !l.outOfTurn[d.Ordinal]:
 		return outgoing{}, false // its PUBREL follows
-	case f.state == awaitsDisk, f.state == awaitsPubcomp, d.QoS == 2 && d.Ordinal <= l.durable:
+	case f.state == awaitsDisk, f.state == awaitsPubcomp, d.QoS == 2 && (d.Ordinal <= l.durable || l.outOfTurn[d.Ordinal]):
 		f.state = awaitsPubcomp
 		return outgoing{packetID: l.packetID(d.Ordinal), release: true}, true
 	case !k.s.mayReceive(topic):
@@ -322,20 +327,66 @@ func (k *kept) refuse(id uint16) (wake bool) {
 // pubrec is a PUBREC. Its PUBREL follows when it is durable; known is false if there
 // is no such copy, and repeat true if the PUBREL was sent already.
 func (k *kept) pubrec(id uint16, failed bool) (known, repeat, wake bool) {
+	known, repeat, wake, late := k.takePubrec(id, failed)
+	if late == nil {
+		return known, repeat, wake
+	}
+	record := binary.AppendUvarint(nil, k.id)
+	record = append(record, byte(late.l.outbox.Class()))
+	record = binary.AppendUvarint(record, late.ordinal)
+	if err := k.s.b.options.State.record(context.Background(), buffer.Local, changeReceived, record, late); err != nil {
+		late.Stored(err)
+	}
+	return known, repeat, wake
+}
+
+// outOfTurn is the receipt for a PUBREC that came out of turn.
+type outOfTurn struct {
+	k       *kept
+	l       *lane
+	ordinal uint64
+}
+
+// Stored is the buffer's receipt.
+func (r *outOfTurn) Stored(err error) {
+	c := r.k.s.conn.Load()
+	if err != nil {
+		if c != nil {
+			c.end(packet.Errorf(packet.ImplementationSpecific, "the disk failed"))
+		}
+		return
+	}
+	r.k.mu.Lock()
+	r.l.outOfTurn[r.ordinal] = true
+	var ids []uint16
+	if i := r.ordinal - r.l.first; r.ordinal >= r.l.first && i < uint64(r.l.flights.len()) {
+		if f := r.l.flights.at(int(i)); f.state == awaitsDisk {
+			f.state = awaitsPubcomp
+			ids = append(ids, r.l.packetID(r.ordinal))
+		}
+	}
+	r.k.mu.Unlock()
+	if c != nil {
+		c.sendPubrels(ids)
+	}
+}
+
+func (k *kept) takePubrec(id uint16, failed bool) (known, repeat, wake bool, late *outOfTurn) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	l, ordinal, f := k.flight(id)
 	switch {
 	case f == nil || f.state == awaitsPuback:
-		return false, false, false
+		return false, false, false, nil
 	case f.state == awaitsPubcomp:
-		return true, true, false
+		return true, true, false, nil
 	case failed:
 		wake = k.land(l, ordinal, f, buffer.DroppedRefused)
 	case f.state == awaitsPubrec:
 		f.state = awaitsDisk
 	}
-	// The mark is for all up to an ordinal; a client answers in order [MQTT-4.6.0-3].
+	// The mark is for all up to an ordinal: a client answers in order [MQTT-4.6.0-3].
+	// For one that does not, the rest is changes of the state.
 	rec := l.rec
 	for next := max(rec+1, l.first); next < l.first+uint64(l.flights.len()); next++ {
 		if l.flights.at(int(next-l.first)).state == awaitsPubrec {
@@ -348,7 +399,10 @@ func (k *kept) pubrec(id uint16, failed bool) (known, repeat, wake bool) {
 		l.outbox.Received(rec)
 		k.s.b.marker.add(k)
 	}
-	return true, false, wake
+	if !failed && ordinal > l.rec {
+		late = &outOfTurn{k, l, ordinal}
+	}
+	return true, false, wake, late
 }
 
 func (k *kept) pubcomp(id uint16) (wake bool) {

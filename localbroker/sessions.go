@@ -283,6 +283,11 @@ func (b *Broker) restore(all saved) {
 		for _, o := range outboxes[outboxName(s.id, one.id)] {
 			s.kept.add(o)
 		}
+		for _, r := range all.received[one.id] {
+			if l := s.kept.lanes[r.class].Load(); l != nil {
+				l.outOfTurn[r.ordinal] = true
+			}
+		}
 		for _, saved := range all.subs[one.id] {
 			sub := &subscription{session: s, filter: saved.filter, qos: saved.flags & 3, noLocal: saved.flags&4 != 0, retainAsPublished: saved.flags&8 != 0}
 			if saved.id != 0 {

@@ -220,14 +220,22 @@ type saved struct {
 	sessions []savedSession
 	subs     map[uint64][]savedSubscription
 	ids      map[uint64]map[uint16]buffer.Class
+	received map[uint64][]received
 	retained []savedMessage
 	wills    map[string]savedMessage
+}
+
+// received is a copy whose PUBREC came out of turn.
+type received struct {
+	class   buffer.Class
+	ordinal uint64
 }
 
 // load reads the tables. Rows that are malformed are told of and left out.
 func (s *State) load() (all saved, err error) {
 	all.subs = make(map[uint64][]savedSubscription)
 	all.ids = make(map[uint64]map[uint16]buffer.Class)
+	all.received = make(map[uint64][]received)
 	all.wills = make(map[string]savedMessage)
 	bad := 0
 	err = s.table.View(func(tx rows.Tx) error {
@@ -261,6 +269,14 @@ func (s *State) load() (all saved, err error) {
 				all.ids[id] = make(map[uint16]buffer.Class)
 			}
 			all.ids[id][binary.BigEndian.Uint16(k[8:])] = buffer.Class(v[0])
+		}
+		for k := range tx.Rows(tableReceived, nil) {
+			if len(k) != 17 || buffer.Class(k[8]) >= buffer.NumClasses {
+				bad++
+				continue
+			}
+			id := binary.BigEndian.Uint64(k)
+			all.received[id] = append(all.received[id], received{buffer.Class(k[8]), binary.BigEndian.Uint64(k[9:])})
 		}
 		for _, table := range []string{tableRetained, tableWills} {
 			for k, v := range tx.Rows(table, nil) {
@@ -351,9 +367,13 @@ func (s *State) removeOrphans() error {
 		names[outboxName(one.client, one.id)] = true
 	}
 	var gone []*buffer.Outbox
+	settled := make(map[string]uint64) // by outbox name and class
 	for name, outboxes := range s.sessionOutboxes() {
 		if !names[name] {
 			gone = append(gone, outboxes...)
+		}
+		for _, o := range outboxes {
+			settled[name+o.Class().String()] = o.Marks().Settled
 		}
 	}
 	if err := s.buffer.Remove(gone...); err != nil {
@@ -363,6 +383,17 @@ func (s *State) removeOrphans() error {
 		for id := range s.saved.subs {
 			if !known[id] {
 				if err := endSession(tx, id); err != nil {
+					return err
+				}
+			}
+		}
+		for _, one := range s.saved.sessions { // what is settled need not be known any more
+			for _, r := range s.saved.received[one.id] {
+				if r.ordinal > settled[outboxName(one.client, one.id)+r.class.String()] {
+					continue
+				}
+				key := binary.BigEndian.AppendUint64(append(sessionPrefix(one.id), byte(r.class)), r.ordinal)
+				if err := tx.Delete(tableReceived, key); err != nil {
 					return err
 				}
 			}
