@@ -34,6 +34,7 @@ type alarms struct {
 	disk    commitTimes // of the buffer
 	dir     string      // of the buffer
 	max     int64       // bytes the buffer may take; 0 is no limit
+	clock   log.Clock
 	publish func(context.Context, *localbroker.Message, buffer.Receipt) error
 	log     *slog.Logger
 
@@ -49,14 +50,14 @@ type commitTimes interface {
 	CommitUnderWay() time.Duration
 }
 
-func newAlarms(c *config.Config, b *buffer.Buffer, broker *localbroker.Broker, log *slog.Logger) (*alarms, error) {
+func newAlarms(c *config.Config, b *buffer.Buffer, broker *localbroker.Broker, clock log.Clock, logger *slog.Logger) (*alarms, error) {
 	engine, err := alarm.New(alarm.Options{Thresholds: alarmThresholds(c.Alarms.Thresholds)})
 	if err != nil {
 		return nil, fmt.Errorf("alarms: %w", err)
 	}
 	return &alarms{
 		engine: engine, buffer: b, disk: b, dir: filepath.Join(c.Gateway.DataDir, "buffer"), max: c.Buffer.MaxBytes,
-		publish: broker.Publish, log: log,
+		publish: broker.Publish, clock: clock, log: logger,
 	}, nil
 }
 
@@ -141,7 +142,7 @@ func (a *alarms) samples() []alarm.Sample {
 	if free, ok := diskFree(a.dir); ok {
 		all = append(all, alarm.Sample{Name: alarm.DiskFree, Value: free})
 	}
-	if c, ok := any(log.SystemClock{}).(log.SyncedClock); ok {
+	if c, ok := a.clock.(log.SyncedClock); ok {
 		all = append(all, alarm.Sample{Name: alarm.Clock, Value: number(!c.Synced())})
 	}
 	if q, ok := a.quarantine(); ok {

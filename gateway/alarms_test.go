@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/fieldferry/fieldferry/buffer"
+	"github.com/fieldferry/fieldferry/buffer/log"
 	"github.com/fieldferry/fieldferry/gateway/alarm"
 	"github.com/fieldferry/fieldferry/gateway/config"
 	"github.com/fieldferry/fieldferry/localbroker"
@@ -83,7 +84,7 @@ func TestAlarms(t *testing.T) {
 		}
 		defer b.Close()
 		var lines bytes.Buffer
-		a, err := newAlarms(c, b, localbroker.New(localbroker.Options{}), slog.New(slog.NewTextHandler(&lines, nil)))
+		a, err := newAlarms(c, b, localbroker.New(localbroker.Options{}), bubbleClock{time.Now()}, slog.New(slog.NewTextHandler(&lines, nil)))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -240,7 +241,7 @@ func TestAlarmsAreRetained(t *testing.T) {
 	}
 	defer b.Close()
 	broker := localbroker.New(localbroker.Options{Buffer: b})
-	a, err := newAlarms(site(t, alarmSite, dir), b, broker, slog.New(slog.DiscardHandler))
+	a, err := newAlarms(site(t, alarmSite, dir), b, broker, log.SystemClock{}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -22,6 +22,7 @@ import (
 	"github.com/fieldferry/fieldferry/adapters"
 	"github.com/fieldferry/fieldferry/bridge"
 	"github.com/fieldferry/fieldferry/buffer"
+	"github.com/fieldferry/fieldferry/buffer/log"
 	"github.com/fieldferry/fieldferry/gateway/config"
 	"github.com/fieldferry/fieldferry/localbroker"
 )
@@ -29,6 +30,7 @@ import (
 // Options of a gateway; the zero value works.
 type Options struct {
 	Logger *slog.Logger // nil discards
+	Clock  log.Clock    // what is known of time.Now; nil is the machine's
 }
 
 // Gateway is a gateway that is open: its data folder is in use and its listeners
@@ -36,6 +38,7 @@ type Options struct {
 type Gateway struct {
 	config  *config.Config
 	log     *slog.Logger
+	clock   log.Clock
 	buffer  *buffer.Buffer
 	broker  *localbroker.Broker
 	bridges []*upstream
@@ -53,6 +56,9 @@ func Open(c *config.Config, o Options) (*Gateway, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
+	if o.Clock == nil {
+		o.Clock = log.SystemClock{}
+	}
 	if missing := Unsupported(c); len(missing) > 0 {
 		errs := make([]error, len(missing))
 		for i, p := range missing {
@@ -60,7 +66,7 @@ func Open(c *config.Config, o Options) (*Gateway, error) {
 		}
 		return nil, errors.Join(errs...)
 	}
-	g := &Gateway{config: c, log: o.Logger, stopLinks: make(chan struct{})}
+	g := &Gateway{config: c, log: o.Logger, clock: o.Clock, stopLinks: make(chan struct{})}
 	if err := g.open(); err != nil {
 		return nil, errors.Join(err, g.Close())
 	}
@@ -69,7 +75,9 @@ func Open(c *config.Config, o Options) (*Gateway, error) {
 
 func (g *Gateway) open() (err error) {
 	c := g.config
-	if g.buffer, err = buffer.Open(filepath.Join(c.Gateway.DataDir, "buffer"), bufferOptions(&c.Buffer, g.log.With("part", "buffer"))); err != nil {
+	o := bufferOptions(&c.Buffer, g.log.With("part", "buffer"))
+	o.Clock = g.clock
+	if g.buffer, err = buffer.Open(filepath.Join(c.Gateway.DataDir, "buffer"), o); err != nil {
 		return dataDirError(c, err)
 	}
 	var routes router
@@ -82,10 +90,10 @@ func (g *Gateway) open() (err error) {
 		routes = append(routes, u.mapper)
 	}
 	g.broker = localbroker.New(brokerOptions(&c.Broker, routes, g.buffer, g.log.With("part", "broker")))
-	if g.alarms, err = newAlarms(c, g.buffer, g.broker, g.log.With("part", "alarms")); err != nil {
+	if g.alarms, err = newAlarms(c, g.buffer, g.broker, g.clock, g.log.With("part", "alarms")); err != nil {
 		return err
 	}
-	g.field = newField(g.broker, &c.Payload, g.log.With("part", "field"))
+	g.field = newField(g.broker, g.buffer, &c.Payload, g.log.With("part", "field"))
 	if g.links, err = openLinks(c, g.field, g.log); err != nil {
 		return err
 	}

@@ -42,7 +42,7 @@ func openUpstream(c *config.Config, b *config.Bridge, buf *buffer.Buffer, log *s
 		Keepalive:     b.Keepalive,
 		SessionExpiry: b.SessionExpiry,
 		Backoff:       bridge.Backoff{First: b.BackoffFirst, Max: b.BackoffMax},
-		Presence:      presence(c, u.mapper),
+		Presence:      presence(c, u.mapper, buf),
 		Logger:        log,
 	}
 	for _, url := range b.Upstream {
@@ -124,14 +124,14 @@ func direction(down bool) bridge.Direction {
 }
 
 // presence is the gateway's own status upstream, if it has a topic there.
-func presence(c *config.Config, m *bridge.Mapper) *bridge.Presence {
+func presence(c *config.Config, m *bridge.Mapper, clock believer) *bridge.Presence {
 	topic, err := m.UpstreamTopic(c.Gateway.ID, "status")
 	if err != nil {
 		return nil
 	}
 	format := payloadConfig(&c.Payload)
 	return &bridge.Presence{Topic: topic, Payload: func(online bool, reason string, at time.Time) []byte {
-		return format.AppendStatus(nil, adapters.Status{Online: online, Reason: reason, Time: at})
+		return format.AppendStatus(nil, adapters.Status{Online: online, Reason: reason, Time: at, Unsynced: !clock.Believes(at)})
 	}}
 }
 
