@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strconv"
 	"syscall"
 
 	"github.com/fieldferry/fieldferry/buffer"
@@ -38,22 +39,29 @@ func brokerOptions(c *config.Broker, routes router, buf *buffer.Buffer, log *slo
 
 // listen binds the broker's listeners. What is most often wrong is said with the
 // way out.
-func listen(b *localbroker.Broker, c *config.Broker) error {
+func listen(b *localbroker.Broker, c *config.Config) error {
 	err := b.Listen()
-	if err == nil {
-		return nil
+	var failed *localbroker.ListenError
+	if !errors.As(err, &failed) {
+		return err
 	}
-	where := "broker.listeners"
-	if !c.Pos.IsZero() {
-		where = c.Pos.String() + ": broker.listeners"
+	key := fmt.Sprintf("broker.listeners[%d].listen", failed.Index)
+	another := "choose another port for " + key
+	pos, there := c.Position("broker", "listeners", strconv.Itoa(failed.Index), "listen")
+	if !there { // the default one
+		key = "broker.listeners"
+		another = `choose another port with broker: {listeners: [{listen: "127.0.0.1:1884"}]}`
+		if pos, there = c.Position("broker"); !there {
+			pos, _ = c.Position()
+		}
 	}
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
-		return fmt.Errorf("%s: %w; another program has that port (`ss -ltnp` names it): stop it, or choose another port", where, err)
+		return fmt.Errorf("%s: %s is in use by %s: %s, or stop it", pos, failed.Addr, portOwner("/proc", failed.Addr), another)
 	case errors.Is(err, syscall.EACCES):
-		return fmt.Errorf("%s: %w; ports below 1024 need CAP_NET_BIND_SERVICE", where, err)
+		return fmt.Errorf("%s: %s: %w; ports below 1024 need CAP_NET_BIND_SERVICE", pos, key, err)
 	case errors.Is(err, syscall.EADDRNOTAVAIL):
-		return fmt.Errorf("%s: %w; this machine has no such address (`ip address` lists them)", where, err)
+		return fmt.Errorf("%s: %s: %w; this machine has no such address (`ip address` lists them)", pos, key, err)
 	}
-	return fmt.Errorf("%s: %w", where, err)
+	return fmt.Errorf("%s: %s: %w", pos, key, err)
 }

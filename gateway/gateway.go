@@ -97,7 +97,7 @@ func (g *Gateway) open() (err error) {
 	if g.links, err = openLinks(c, g.field, g.log); err != nil {
 		return err
 	}
-	return listen(g.broker, &c.Broker)
+	return listen(g.broker, c)
 }
 
 // dataDirError says what to do about a data folder that cannot be used.

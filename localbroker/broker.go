@@ -129,18 +129,32 @@ func New(o Options) *Broker {
 	return b
 }
 
-// Listen binds all listeners. If one cannot be bound none is.
+// ListenError says which listener could not be bound.
+type ListenError struct {
+	Index int // in Options.Listeners
+	Listener
+	Err error // of net.Listen
+}
+
+func (e *ListenError) Error() string {
+	return fmt.Sprintf("listen on %s for MQTT listener %q: %v", e.Addr, e.Name, e.Err)
+}
+
+func (e *ListenError) Unwrap() error { return e.Err }
+
+// Listen binds all listeners. If one cannot be bound none is, and the error is a
+// *ListenError.
 func (b *Broker) Listen() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for _, l := range b.options.Listeners {
+	for i, l := range b.options.Listeners {
 		ln, err := net.Listen("tcp", l.Addr)
 		if err != nil {
 			for _, open := range b.listeners {
-				err = errors.Join(err, open.Close())
+				open.Close() // nothing came through it yet
 			}
 			b.listeners = nil
-			return fmt.Errorf("listen on %s for MQTT listener %q: %w", l.Addr, l.Name, err)
+			return &ListenError{i, l, err}
 		}
 		b.listeners = append(b.listeners, ln)
 	}
