@@ -289,7 +289,8 @@ func TestInspectDamage(t *testing.T) {
 }
 
 func TestInspectRefuses(t *testing.T) {
-	dir := t.TempDir()
+	dir, temp := t.TempDir(), t.TempDir()
+	t.Setenv("TMPDIR", temp) // other processes have such files in the usual one
 	if _, err := Inspect(dir); !errors.Is(err, ErrNoBuffer) {
 		t.Errorf("an empty folder: %v", err)
 	}
@@ -312,7 +313,7 @@ func TestInspectRefuses(t *testing.T) {
 	if _, err := Inspect(dir); err == nil || !strings.Contains(err.Error(), "version 2, this program knows up to 1") {
 		t.Errorf("a newer version: %v", err)
 	}
-	left, err := filepath.Glob(filepath.Join(os.TempDir(), "fieldferry-meta-*"))
+	left, err := filepath.Glob(filepath.Join(temp, "fieldferry-meta-*"))
 	if err != nil || len(left) > 0 {
 		t.Errorf("left behind: %v %v", left, err)
 	}
