@@ -459,11 +459,6 @@ func (b *Buffer) Origin() string { return fmt.Sprintf("%08x", b.meta.origin) }
 // Boot counts the process lives on this data folder, from 1.
 func (b *Buffer) Boot() uint32 { return b.meta.epoch }
 
-// Believes reports whether a time of the machine's clock, such as time.Now gives, can
-// be believed. If not, nothing that is stored now ages or expires by it either, but
-// by the uptime.
-func (b *Buffer) Believes(t time.Time) bool { return b.clock.believes(t) }
-
 // Stats is what the buffer holds and has seen.
 type Stats struct {
 	Ledger      Ledger

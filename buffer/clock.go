@@ -124,7 +124,14 @@ func (c *clock) up() time.Duration {
 // believes reports whether a time of the machine's clock can be believed. One that
 // was taken before the clock was set right cannot, nor after it was set wrong.
 func (c *clock) believes(t time.Time) bool {
-	ago, up := c.raw.Now().Sub(t), c.up() // by the program's own count, where t has it
+	// Times of time.Now are subtracted by the program's own count, whatever the wall
+	// clock did in between.
+	return c.believed(t, c.raw.Now().Sub(t))
+}
+
+// believed is believes for a time that was taken so long ago.
+func (c *clock) believed(t time.Time, ago time.Duration) bool {
+	up := c.up()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.trusted && t.Round(0).Sub(c.guess(up-ago)).Abs() <= clockSlack

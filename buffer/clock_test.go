@@ -150,32 +150,33 @@ func TestBelieves(t *testing.T) {
 	right := time.Date(2027, 3, 1, 12, 0, 0, 0, time.UTC)
 	raw := &setClock{wall: time.Unix(5, 0), up: 5 * time.Second, boot: 1}
 	clock := newClock(raw, make(map[uint64]bootTime))
-	expect := func(what string, taken time.Time, want bool) {
+	expect := func(what string, taken time.Time, ago time.Duration, want bool) {
 		t.Helper()
-		if got := clock.believes(taken); got != want {
+		if got := clock.believed(taken, ago); got != want {
 			t.Errorf("%s is believed: %v", what, got)
 		}
 	}
-	expect("1970", raw.wall, false)
+	expect("1970", raw.wall, 0, false)
 	before := raw.wall
 	raw.pass(10 * time.Second)
-	expect("1970, a little later", raw.wall, false)
+	expect("1970, a little later", raw.wall, 0, false)
 	raw.wall, raw.synced = right, true // NTP
-	expect("the right time before anyone has seen that it is", raw.wall, false)
+	expect("the right time before anyone has seen that it is", raw.wall, 0, false)
 	clock.observe()
-	expect("the right time", raw.wall, true)
-	expect("the time before it was right", before, false)
+	expect("the right time", raw.wall, 0, true)
+	expect("the time before it was right", before, 10*time.Second, false)
 	raw.pass(time.Hour)
+	expect("the right time, an hour later", right, time.Hour, true)
 	raw.synced = false // no network, and a slow drift
 	raw.wall = raw.wall.Add(time.Second)
 	clock.observe()
-	expect("a second off", raw.wall, true)
+	expect("a second off", raw.wall, 0, true)
 	good := raw.wall
 	raw.wall = raw.wall.Add(-time.Hour) // by hand
-	expect("an hour back", raw.wall, false)
+	expect("an hour back", raw.wall, 0, false)
 	clock.observe()
-	expect("an hour back, for longer", raw.wall, false)
+	expect("an hour back, for longer", raw.wall, 0, false)
+	expect("the time before", good, 0, true)
 	raw.wall = raw.wall.Add(time.Hour)
-	expect("the time before", good, true)
-	expect("the time of now", raw.wall, true)
+	expect("the time of now", raw.wall, 0, true)
 }

@@ -20,6 +20,11 @@ func (b *Buffer) Rejecting() []Class {
 	return full
 }
 
+// Believes reports whether a time of the machine's clock, such as time.Now gives, can
+// be believed. If not, nothing that is stored now ages or expires by it either, but
+// by the uptime.
+func (b *Buffer) Believes(t time.Time) bool { return b.clock.believes(t) }
+
 // OldestAge is how long ago the oldest copy that is not settled became durable,
 // of the given classes; false if there is none. Where the clock is not believed
 // it is what is certain. It reads the headers of at most

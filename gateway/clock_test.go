@@ -40,7 +40,7 @@ func TestPayloadsSayThatTheClockIsNotRight(t *testing.T) {
 			c := site(t, `
 gateway: {id: gw-1, org: acme, site: works, zone: hall-1, data_dir: %q, time: {unsynced: mark}}
 broker: {listeners: [{name: plain, listen: "127.0.0.1:0"}]}
-adapters: {line: {modbus: "tcp://%s", devices: {em-1: {unit_id: 1, type: meter, every: 20ms, points: {count: {holding: 0, as: uint16}}}}}}
+adapters: {line: {modbus: "tcp://%s", devices: {em-1: {unit_id: 1, type: meter, every: 100ms, points: {count: {holding: 0, as: uint16}}}}}}
 payload: {per: %s}
 bridges: {cloud: {upstream: [%q]}}
 buffer: {linger: 20ms, min_free: 1MiB}
