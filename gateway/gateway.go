@@ -54,11 +54,7 @@ func Open(c *config.Config, o Options) (*Gateway, error) {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	if missing := Unsupported(c); len(missing) > 0 {
-		errs := make([]error, len(missing))
-		for i, p := range missing {
-			errs[i] = errors.New(p.String())
-		}
-		return nil, errors.Join(errs...)
+		return nil, join(missing)
 	}
 	g := &Gateway{config: c, log: o.Logger, stopLinks: make(chan struct{})}
 	if err := g.open(); err != nil {
@@ -69,6 +65,13 @@ func Open(c *config.Config, o Options) (*Gateway, error) {
 
 func (g *Gateway) open() (err error) {
 	c := g.config
+	guard, problems := newGuard(c)
+	if guard == nil {
+		return join(problems)
+	}
+	for _, p := range problems {
+		g.log.Warn(p.Text, "file", p.File, "line", p.Line)
+	}
 	if g.buffer, err = buffer.Open(filepath.Join(c.Gateway.DataDir, "buffer"), bufferOptions(&c.Buffer, g.log.With("part", "buffer"))); err != nil {
 		return dataDirError(c, err)
 	}
@@ -81,7 +84,11 @@ func (g *Gateway) open() (err error) {
 		g.bridges = append(g.bridges, u)
 		routes = append(routes, u.mapper)
 	}
-	g.broker = localbroker.New(brokerOptions(&c.Broker, routes, g.buffer, g.log.With("part", "broker")))
+	options := brokerOptions(&c.Broker, routes, g.buffer, g.log.With("part", "broker"))
+	if guard.guards() {
+		options.Access = guard
+	}
+	g.broker = localbroker.New(options)
 	if g.alarms, err = newAlarms(c, g.buffer, g.broker, g.log.With("part", "alarms")); err != nil {
 		return err
 	}
@@ -90,6 +97,15 @@ func (g *Gateway) open() (err error) {
 		return err
 	}
 	return listen(g.broker, &c.Broker)
+}
+
+// join makes problems an error, one a line.
+func join(problems []config.Problem) error {
+	errs := make([]error, len(problems))
+	for i, p := range problems {
+		errs[i] = errors.New(p.String())
+	}
+	return errors.Join(errs...)
 }
 
 // dataDirError says what to do about a data folder that cannot be used.
