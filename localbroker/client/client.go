@@ -37,6 +37,7 @@ type Options struct {
 	Will           *Message
 	ReceiveMaximum int // unacknowledged messages that the broker may send; 0 is 65,535
 	MaxPacket      int // bytes of a packet that the broker may send; 0 is 1 MiB
+	MaxInflight    int // publishes with QoS 1 and 2 under way at a time; 0 is what the broker takes
 	// Handler gets every message, one at a time and in order. While it runs
 	// nothing else is received, so it must not wait for the broker's answers. Nil drops them.
 	Handler func(*Message)
@@ -85,6 +86,7 @@ type Client struct {
 	last     uint16              // packet identifier
 	received map[uint16]bool     // of QoS 2 that the broker has not released: whether it was acknowledged
 	unacked  int                 // messages of the broker that use up its window
+	pings    []chan<- error      // who waits for a PINGRESP, in order; nil is nobody
 	err      error               // why the connection ended
 }
 
@@ -139,6 +141,9 @@ func Connect(ctx context.Context, o Options) (*Client, error) {
 	window := 65535
 	if v, ok := c.connack.Props.Uint(packet.ReceiveMaximum); ok {
 		window = int(v)
+	}
+	if c.o.MaxInflight > 0 {
+		window = min(window, c.o.MaxInflight)
 	}
 	c.window = make(chan struct{}, window)
 	c.most = packet.MaxLength
@@ -278,12 +283,17 @@ func (c *Client) fail(err error, goodbye []byte) {
 	if goodbye == nil {
 		c.out = nil
 	}
-	waiting := c.answers
-	c.answers = nil
+	waiting, pings := c.answers, c.pings
+	c.answers, c.pings = nil, nil
 	close(c.done)
 	c.mu.Unlock()
 	for _, r := range waiting {
 		r.tell(answer{err: err})
+	}
+	for _, p := range pings {
+		if p != nil {
+			p <- err
+		}
 	}
 	deadline := time.Now().Add(time.Second)
 	if goodbye == nil {
@@ -377,7 +387,7 @@ func (c *Client) write() {
 		case <-c.wake:
 		case <-c.done:
 		case <-ping.C:
-			_ = c.send(packet.AppendPingreq)
+			_ = c.ping(nil)
 		}
 		c.mu.Lock()
 		buf, c.out = c.out, buf[:0]

@@ -276,9 +276,23 @@ func TestRefusals(t *testing.T) {
 
 // No more publishes are on their way than the broker takes, and a wait for that ends with its context.
 func TestReceiveMaximum(t *testing.T) {
+	for name, limit := range map[string]struct {
+		props packet.Properties
+		most  int
+	}{
+		"of the broker":         {packet.Properties{}.AppendUint(packet.ReceiveMaximum, 1), 0},
+		"of the client":         {nil, 1},
+		"the lower, the broker": {packet.Properties{}.AppendUint(packet.ReceiveMaximum, 1), 5},
+		"the lower, the client": {packet.Properties{}.AppendUint(packet.ReceiveMaximum, 5), 1},
+	} {
+		t.Run(name, func(t *testing.T) { receiveMaximum(t, limit.props, limit.most) })
+	}
+}
+
+func receiveMaximum(t *testing.T, props packet.Properties, most int) {
 	release := make(chan struct{})
 	addr := script(t, func(nc net.Conn, r *packet.Reader) {
-		accept(nc, packet.Properties{}.AppendUint(packet.ReceiveMaximum, 1))
+		accept(nc, props)
 		for {
 			first, body, err := r.Next()
 			if err != nil {
@@ -292,7 +306,7 @@ func TestReceiveMaximum(t *testing.T) {
 			}
 		}
 	})
-	c := connect(t, client.Options{Address: addr})
+	c := connect(t, client.Options{Address: addr, MaxInflight: most})
 	one, err := c.Start(t.Context(), &client.Message{Topic: "t", QoS: 1})
 	if err != nil {
 		t.Fatal(err)
@@ -308,6 +322,51 @@ func TestReceiveMaximum(t *testing.T) {
 	}
 	if err := c.Publish(t.Context(), &client.Message{Topic: "t", QoS: 1}); err != nil {
 		t.Error(err)
+	}
+}
+
+// A ping is answered behind all that was sent before, and told how the connection ends.
+func TestPing(t *testing.T) {
+	release := make(chan struct{})
+	addr := script(t, func(nc net.Conn, r *packet.Reader) {
+		accept(nc, nil)
+		for n := 0; ; {
+			first, _, err := r.Next()
+			if err != nil {
+				return
+			}
+			switch packet.TypeOf(first) {
+			case packet.PUBLISH:
+				n++
+			case packet.PINGREQ:
+				if n != 100 {
+					t.Errorf("PINGREQ after %d messages", n)
+				}
+				<-release
+				_, _ = nc.Write(packet.AppendPingresp(nil))
+			}
+		}
+	})
+	c := connect(t, client.Options{Address: addr})
+	for range 100 {
+		if err := c.Publish(t.Context(), &client.Message{Topic: "t"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	if err := c.Ping(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("without an answer: %v", err)
+	}
+	close(release)
+	if err := c.Ping(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if err := c.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := c.Ping(t.Context()); !errors.Is(err, client.ErrClosed) {
+		t.Errorf("after the end: %v", err)
 	}
 }
 

@@ -77,6 +77,35 @@ func (c *Client) Start(ctx context.Context, m *Message) (<-chan error, error) {
 	return result, nil
 }
 
+// Ping waits until the broker has answered a PINGREQ. By then it has received
+// all that was sent before, also with QoS 0.
+func (c *Client) Ping(ctx context.Context) error {
+	answer := make(chan error, 1)
+	err := c.ping(answer)
+	if err == nil {
+		select {
+		case err = <-answer:
+		case <-ctx.Done():
+			err = context.Cause(ctx)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("ping: %w", err)
+	}
+	return nil
+}
+
+// ping sends a PINGREQ, and has told who waits for its answer.
+func (c *Client) ping(tell chan<- error) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.err != nil {
+		return c.err
+	}
+	c.pings = append(c.pings, tell)
+	return c.put(packet.AppendPingreq)
+}
+
 // able says what CONNACK has against m, MQTT 5 §3.2.2.3.4 and §3.2.2.3.5.
 func (c *Client) able(m *Message) error {
 	props := c.connack.Props

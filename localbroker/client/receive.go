@@ -30,6 +30,7 @@ func (c *Client) handle(first byte, body []byte) error {
 		}
 		return c.answered(t, p.PacketID, answer{reasons: p.Reasons, why: p.Props.Text(packet.ReasonString)})
 	case packet.PINGRESP:
+		c.pong()
 		return packet.CheckEmpty(first, body)
 	case packet.DISCONNECT:
 		var p packet.Disconnect
@@ -80,6 +81,19 @@ func (c *Client) pubrec(p *packet.Ack) error {
 		return packet.Errorf(packet.ProtocolError, "PUBREC in answer to packet %d, which waits for %v", p.PacketID, r.want)
 	}
 	return c.put(func(dst []byte) []byte { return release.Append(dst, c.o.Version, packet.PUBREL) })
+}
+
+// pong tells who has waited longest for a PINGRESP.
+func (c *Client) pong() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.pings) == 0 {
+		return
+	}
+	if c.pings[0] != nil {
+		c.pings[0] <- nil
+	}
+	c.pings = c.pings[1:]
 }
 
 // receive takes a message.
