@@ -61,11 +61,7 @@ func Open(c *config.Config, o Options) (*Gateway, error) {
 		o.Clock = log.SystemClock{}
 	}
 	if missing := Unsupported(c); len(missing) > 0 {
-		errs := make([]error, len(missing))
-		for i, p := range missing {
-			errs[i] = errors.New(p.String())
-		}
-		return nil, errors.Join(errs...)
+		return nil, join(missing)
 	}
 	g := &Gateway{config: c, log: o.Logger, clock: o.Clock, stopLinks: make(chan struct{})}
 	if err := g.open(); err != nil {
@@ -76,6 +72,13 @@ func Open(c *config.Config, o Options) (*Gateway, error) {
 
 func (g *Gateway) open() (err error) {
 	c := g.config
+	guard, problems := newGuard(c)
+	if guard == nil {
+		return join(problems)
+	}
+	for _, p := range problems {
+		g.log.Warn(p.Text, "file", p.File, "line", p.Line)
+	}
 	o := bufferOptions(&c.Buffer, g.log.With("part", "buffer"))
 	o.Clock = g.clock
 	if g.buffer, err = buffer.Open(filepath.Join(c.Gateway.DataDir, "buffer"), o); err != nil {
@@ -94,7 +97,11 @@ func (g *Gateway) open() (err error) {
 	if g.state, err = localbroker.OpenState(filepath.Join(c.Gateway.DataDir, "state.db"), g.buffer, brokerLog); err != nil {
 		return dataDirError(c, err)
 	}
-	g.broker = localbroker.New(brokerOptions(&c.Broker, routes, g.buffer, g.state, brokerLog))
+	options := brokerOptions(&c.Broker, routes, g.buffer, g.state, brokerLog)
+	if guard.guards() {
+		options.Access = guard
+	}
+	g.broker = localbroker.New(options)
 	if g.alarms, err = newAlarms(c, g.buffer, g.broker, g.clock, g.log.With("part", "alarms")); err != nil {
 		return err
 	}
@@ -103,6 +110,15 @@ func (g *Gateway) open() (err error) {
 		return err
 	}
 	return listen(g.broker, c)
+}
+
+// join makes problems an error, one a line.
+func join(problems []config.Problem) error {
+	errs := make([]error, len(problems))
+	for i, p := range problems {
+		errs[i] = errors.New(p.String())
+	}
+	return errors.Join(errs...)
 }
 
 // dataDirError says what to do about a data folder that cannot be used.
