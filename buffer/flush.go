@@ -14,6 +14,12 @@ const (
 	tidyEvery  = 10 * time.Second // generations are looked at for what may be rewritten
 )
 
+// hurry has the flusher save the marks that a reader waits for.
+func (b *Buffer) hurry() {
+	b.waits.Store(true)
+	b.kickFlusher()
+}
+
 func (b *Buffer) kickFlusher() {
 	select {
 	case b.kick <- struct{}{}:

@@ -123,8 +123,7 @@ func (o *Outbox) advance() {
 			v := o.voids[0]
 			if !v.durable {
 				if o.reader != nil {
-					o.chain.buffer.waits.Store(true)
-					o.chain.buffer.kickFlusher()
+					o.chain.buffer.hurry()
 				}
 				break
 			}

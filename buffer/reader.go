@@ -199,6 +199,9 @@ func (o *Outbox) fill(dst []Delivery) (n int, err error) {
 	taken, next, limit := o.taken, o.next, o.cursor+o.limit.Window
 	if len(o.voids) > 0 {
 		next = min(next, o.voids[0].first) // behind it when all before is settled
+		if next == o.cursor+1 {
+			o.chain.buffer.hurry() // and it is durable
+		}
 	}
 	// Generations that hold nothing for the outbox are passed over.
 	if i := slices.IndexFunc(o.pins, func(p pin) bool { return p.last > taken }); i >= 0 && o.rd.block == nil {
