@@ -26,17 +26,15 @@ func (b *Buffer) Rejecting() []Class {
 func (b *Buffer) Believes(t time.Time) bool { return b.clock.believes(t) }
 
 // OldestAge is how long ago the oldest copy that is not settled became durable,
-// of the given classes; false if there is none. Where the clock is not believed
-// it is what is certain. It reads the headers of at most
-// one generation for each outbox.
-func (b *Buffer) OldestAge(classes ...Class) (age time.Duration, ok bool) {
-	for _, class := range classes {
-		c := b.chains[class]
-		for _, o := range c.all() {
-			block := o.oldest()
-			if block == nil {
-				continue
-			}
+// of the outboxes that are wanted; false if there is none. Where the clock is not
+// believed it is what is certain. It reads the headers of at most one generation for
+// each outbox.
+func (b *Buffer) OldestAge(wanted func(*Outbox) bool) (age time.Duration, ok bool) {
+	for _, o := range b.Outboxes() {
+		if !wanted(o) {
+			continue
+		}
+		if block := o.oldest(); block != nil {
 			age, ok = max(age, b.clock.age(block.Boot, block.Uptime)), true
 		}
 	}

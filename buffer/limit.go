@@ -5,6 +5,9 @@ type OutboxLimit struct {
 	Messages uint64 // copies that are not settled
 	Bytes    int64  // about what those take
 	Window   uint64 // copies handed out and not settled, from the oldest on; 1 to 65,535, which 0 stands for
+	// Dropped is told how many copies were dropped for the limit. It is called while
+	// locks of the buffer are held: it must neither block nor call the buffer.
+	Dropped func(n uint64)
 }
 
 // SetLimit sets the outbox's limit. When it holds more than that, its oldest copies
@@ -45,6 +48,9 @@ func (o *Outbox) trim() {
 			last = min(last, o.voids[i].first-1)
 		}
 		dropped := o.void(first, last, DroppedOldest)
+		if o.limit.Dropped != nil && dropped > 0 {
+			o.limit.Dropped(dropped)
+		}
 		over -= min(over, max(dropped, 1))
 		first = last + 1
 	}

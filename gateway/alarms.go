@@ -35,6 +35,7 @@ type alarms struct {
 	dir     string      // of the buffer
 	max     int64       // bytes the buffer may take; 0 is no limit
 	clock   log.Clock
+	broker  *localbroker.Broker
 	publish func(context.Context, *localbroker.Message, buffer.Receipt) error
 	log     *slog.Logger
 
@@ -57,7 +58,7 @@ func newAlarms(c *config.Config, b *buffer.Buffer, broker *localbroker.Broker, c
 	}
 	return &alarms{
 		engine: engine, buffer: b, disk: b, dir: filepath.Join(c.Gateway.DataDir, "buffer"), max: c.Buffer.MaxBytes,
-		publish: broker.Publish, clock: clock, log: logger,
+		broker: broker, publish: broker.Publish, clock: clock, log: logger,
 	}, nil
 }
 
@@ -137,8 +138,8 @@ func (a *alarms) samples() []alarm.Sample {
 		all = append(all, alarm.Sample{Name: alarm.BufferFill, Value: float64(s.DiskBytes) / float64(a.max)})
 	}
 	// What waits for sessions of the local broker waits for clients that are away.
-	age, _ := a.buffer.OldestAge(buffer.Alert, buffer.Command, buffer.Status, buffer.Telemetry)
-	all = append(all, alarm.Sample{Name: alarm.BufferAge, Value: age.Seconds()})
+	age, _ := a.buffer.OldestAge(func(o *buffer.Outbox) bool { return strings.HasPrefix(o.Name(), bridgeOutbox) })
+	all = append(all, alarm.Sample{Name: alarm.BufferAge, Value: age.Seconds()}, a.drops())
 	if free, ok := diskFree(a.dir); ok {
 		all = append(all, alarm.Sample{Name: alarm.DiskFree, Value: free})
 	}
@@ -149,6 +150,20 @@ func (a *alarms) samples() []alarm.Sample {
 		all = append(all, q)
 	}
 	return all
+}
+
+// drops is what the local broker has dropped since the last look because clients do
+// not take it.
+func (a *alarms) drops() alarm.Sample {
+	s := alarm.Sample{Name: alarm.SessionDrops}
+	var worst uint64
+	for client, n := range a.broker.TakeDrops() {
+		s.Value += float64(n)
+		if n > worst {
+			worst, s.Detail = n, client
+		}
+	}
+	return s
 }
 
 func number(b bool) float64 {

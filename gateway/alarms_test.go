@@ -110,7 +110,7 @@ func TestAlarms(t *testing.T) {
 				}
 			}
 		}
-		o, err := b.Outbox("cloud", buffer.Telemetry)
+		o, err := b.Outbox("bridge/cloud", buffer.Telemetry)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -13,6 +13,9 @@ import (
 	"github.com/fieldferry/fieldferry/gateway/payload"
 )
 
+// bridgeOutbox begins the names of the outboxes of bridges.
+const bridgeOutbox = "bridge/"
+
 // upstream is a bridge with what belongs to it.
 type upstream struct {
 	name     string
@@ -27,7 +30,7 @@ func openUpstream(c *config.Config, b *config.Bridge, buf *buffer.Buffer, log *s
 	u := &upstream{name: b.Name}
 	var err error
 	// The number is that of the connection.
-	if u.outboxes, err = bridge.OpenOutboxes(buf, "bridge/"+b.Name+"/0"); err != nil {
+	if u.outboxes, err = bridge.OpenOutboxes(buf, bridgeOutbox+b.Name+"/0"); err != nil {
 		return nil, err
 	}
 	if u.mapper, err = bridge.NewMapper(mapperOptions(c, b, u.outboxes, buf, log)); err != nil {

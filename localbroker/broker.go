@@ -113,6 +113,7 @@ type Broker struct {
 
 	stamps     atomic.Uint64 // given to publishes in the order in which they became durable
 	marker     marker
+	drops      drops
 	bereft     []*session     // have just a will; until Run
 	background sync.WaitGroup // goroutines beside those of connections
 

@@ -96,7 +96,7 @@ func (k *kept) lane(class buffer.Class) (*lane, error) {
 // add makes a lane of an outbox.
 func (k *kept) add(o *buffer.Outbox) *lane {
 	limits := &k.s.b.limits
-	o.SetLimit(buffer.OutboxLimit{Messages: uint64(limits.QueuedMessages), Bytes: int64(limits.QueuedBytes), Window: uint64(laneSize)})
+	o.SetLimit(buffer.OutboxLimit{Messages: uint64(limits.QueuedMessages), Bytes: int64(limits.QueuedBytes), Window: uint64(laneSize), Dropped: k.s.dropped})
 	l := &lane{outbox: o, base: int(o.Class()) * laneSize, rec: o.Marks().Received, outOfTurn: make(map[uint64]bool)}
 	l.flushed, l.durable = l.rec, l.rec
 	k.mu.Lock()

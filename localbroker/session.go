@@ -152,12 +152,51 @@ func (s *session) enqueue(d delivery) (wake, taken bool) {
 	}
 	s.mu.Unlock()
 	if dropped > 0 {
-		s.b.stats.dropped.Add(uint64(dropped))
+		s.dropped(uint64(dropped))
 	}
 	if warn {
 		s.b.log.Warn("subscriber is too slow, messages are dropped", "client", s.id, "limit_messages", s.b.limits.QueuedMessages, "limit_bytes", s.b.limits.QueuedBytes)
 	}
 	return wake, true
+}
+
+// dropped counts messages that the session has no room for. It may be called with any
+// lock held but that of drops.
+func (s *session) dropped(n uint64) {
+	s.b.stats.dropped.Add(n)
+	s.b.drops.add(s.id, n)
+}
+
+// drops counts by client what was dropped lately.
+type drops struct {
+	mu sync.Mutex
+	n  map[string]uint64
+}
+
+// dropNames is how many clients are told apart.
+const dropNames = 100
+
+func (d *drops) add(client string, n uint64) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if _, known := d.n[client]; !known && len(d.n) >= dropNames {
+		client = "others"
+	}
+	if d.n == nil {
+		d.n = make(map[string]uint64)
+	}
+	d.n[client] += n
+}
+
+// TakeDrops returns how many messages were dropped since the last call because
+// clients were too slow or away for too long, by client id; those of clients beyond
+// the first hundred are under "others".
+func (b *Broker) TakeDrops() map[string]uint64 {
+	b.drops.mu.Lock()
+	defer b.drops.mu.Unlock()
+	n := b.drops.n
+	b.drops.n = nil
+	return n
 }
 
 // wake tells whoever sends that there may be something, if there is anybody. It
