@@ -70,7 +70,7 @@ func (c *connection) hintOf(r packet.Reason) string {
 		return "another client has the same client id; choose another: --client-id"
 	case packet.Malformed, packet.ProtocolError:
 		return "check whether an MQTT broker is at " + c.address + ", and whether it speaks MQTT " + c.version + " (--mqtt)"
-	case packet.ServerUnavailable, packet.ServerBusy, packet.ConnectionRateExceeded:
+	case packet.ServerUnavailable, packet.ServerBusy, packet.ServerShuttingDown, packet.ConnectionRateExceeded:
 		return "try again later"
 	case packet.QuotaExceeded:
 		return "a limit of the broker is reached; its log says which"

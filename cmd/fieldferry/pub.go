@@ -71,6 +71,7 @@ A payload that begins with - stands behind --, as in: pub plant/offset -- -5`,
 		}
 		ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
 		defer stop()
+		context.AfterFunc(ctx, stop) // a second signal ends what hangs
 		return p.run(ctx, cmd, args[1:])
 	}
 	return cmd

@@ -87,6 +87,7 @@ SIGINT, --count or --for.`,
 		t.out, t.err = cmd.OutOrStdout(), cmd.ErrOrStderr()
 		ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
 		defer stop()
+		context.AfterFunc(ctx, stop) // a second signal ends what hangs
 		return t.run(ctx)
 	}
 	return cmd

@@ -168,7 +168,7 @@ var (
 	})
 	someACL = rapid.Custom(func(t *rapid.T) string {
 		var b strings.Builder
-		for range rapid.IntRange(0, 8).Draw(t, "lines") {
+		for range rapid.IntRange(0, 30).Draw(t, "lines") {
 			if rapid.IntRange(0, 3).Draw(t, "which") == 0 {
 				b.WriteString("user " + rapid.SampledFrom([]string{"a", "b"}).Draw(t, "user") + "\n")
 			}
@@ -347,14 +347,19 @@ func FuzzACL(f *testing.F) {
 }
 
 func BenchmarkMayReceive(b *testing.B) {
-	text := "pattern read devices/%c/#\npattern read common/+/x\npattern write %u/y\nuser bob\n"
-	for range 20 {
-		text += "topic read plant/+/" + strings.Repeat("x/", 3) + "#\n"
-	}
-	r := parseACL(b, text).Rights("em-1", "bob")
-	for b.Loop() {
-		if !r.MayReceive("devices/em-1/telemetry") {
-			b.Fatal("no")
-		}
+	for _, n := range []int{3, fewRules, fewRules + 1, 1000} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			text := "user bob\n"
+			for i := range n - 1 {
+				text += fmt.Sprintf("topic read plant/+/line-%d/#\n", i)
+			}
+			r := parseACL(b, text+"topic read devices/+/telemetry\n").Rights("em-1", "bob")
+			b.ReportAllocs()
+			for b.Loop() {
+				if !r.MayReceive("devices/em-1/telemetry") {
+					b.Fatal("no")
+				}
+			}
+		})
 	}
 }

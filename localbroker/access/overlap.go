@@ -25,8 +25,9 @@ func overlap(a, b string) (common string, ok bool) {
 			return "", false
 		}
 		if !moreX || !moreY {
-			// a/# matches a as well.
-			return strings.Join(levels, "/"), !moreX && !moreY || restX == "#" || restY == "#"
+			common = strings.Join(levels, "/")
+			// a/# matches a as well; but /# does not match "", which is no name.
+			return common, common != "" && (!moreX && !moreY || restX == "#" || restY == "#")
 		}
 		a, b = restX, restY
 	}

@@ -20,25 +20,56 @@ func (r *Rights) MayReceive(name string) bool { return r.may(name, read) }
 
 func (r *Rights) may(name string, want right) bool {
 	if r.own != nil {
-		var room [8]right
-		found, _ := r.own.filters.AppendMatches(room[:0], name)
-		granted := false
-		for _, have := range found {
-			if have == deny {
-				return false
-			}
-			granted = granted || have&want != 0
-		}
-		if granted {
-			return true
+		if says := r.own.ask(name, want); says != nothing {
+			return says == yes
 		}
 	}
-	for _, l := range r.patterns {
+	return ask(r.patterns, name, want) == yes
+}
+
+// verdict is what rules say.
+type verdict byte
+
+const (
+	nothing verdict = iota
+	yes
+	no
+)
+
+// ask goes through rules, denials first.
+func ask(list []rule, name string, want right) verdict {
+	for i := range list {
+		l := &list[i]
 		if (l.right == deny || l.right&want != 0) && topic.Match(l.filter, name) {
-			return l.right != deny
+			if l.right == deny {
+				return no
+			}
+			return yes
 		}
 	}
-	return false
+	return nothing
+}
+
+// fewRules are asked one by one in the time that a search takes, and without
+// memory for what it finds.
+const fewRules = 4
+
+func (r *rules) ask(name string, want right) verdict {
+	if len(r.list) <= fewRules {
+		return ask(r.list, name, want)
+	}
+	says := nothing
+	var room [8]right
+	found, _ := r.filters.AppendMatches(room[:0], name)
+	for _, have := range found {
+		switch {
+		case have == deny:
+			return no
+		case have&want != 0:
+			says = yes
+		}
+	}
+	return says
 }
 
 // MaySubscribe reports whether the client may subscribe with a filter, without

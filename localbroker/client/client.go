@@ -136,7 +136,8 @@ func Connect(ctx context.Context, o Options) (*Client, error) {
 	c.reader = packet.NewReader(c, new(packet.Blocks), o.MaxPacket)
 	c.reader.SetVersion(o.Version)
 	if err := c.handshake(ctx); err != nil {
-		return nil, errors.Join(fmt.Errorf("connect to MQTT broker at %s: %w", nc.RemoteAddr(), err), nc.Close())
+		_ = nc.Close() // what it could say comes from the error that there is
+		return nil, fmt.Errorf("connect to MQTT broker at %s: %w", nc.RemoteAddr(), err)
 	}
 	window := 65535
 	if v, ok := c.connack.Props.Uint(packet.ReceiveMaximum); ok {
