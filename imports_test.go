@@ -20,9 +20,11 @@ var allowed = map[string][]string{
 	"cmd/fieldbench": {"*"},
 	"gateway":        {"*"},
 
-	"gateway/payload":   {"adapters"},
-	"gateway/command":   {"adapters"},
-	"gateway/dashboard": {"gateway/alarm", "adapters"},
+	"gateway/payload":         {"adapters"},
+	"gateway/certs":           {"gateway/certs/certstest"},
+	"gateway/certs/certstest": {},
+	"gateway/command":         {"adapters"},
+	"gateway/dashboard":       {"gateway/alarm", "adapters"},
 
 	"bridge":              {"buffer", "localbroker/topic"},
 	"bridge/upstreamtest": {},

@@ -3,9 +3,14 @@ package gateway
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"slices"
+	"strings"
 
+	"github.com/fieldferry/fieldferry/gateway/certs"
 	"github.com/fieldferry/fieldferry/gateway/config"
 	"github.com/fieldferry/fieldferry/localbroker"
 	"github.com/fieldferry/fieldferry/localbroker/access"
@@ -24,7 +29,32 @@ type guard struct {
 // returns what is wrong with them.
 func Check(c *config.Config) []config.Problem {
 	_, problems := newGuard(c)
+	// A site file is often checked where its other files are not.
+	for i := range problems {
+		for _, path := range []string{c.Broker.PasswordFile, c.Broker.ACLFile} {
+			if p := &problems[i]; path != "" && strings.Contains(p.Text, path) && !there(path) {
+				p.Warning = true
+				p.Text += "; the gateway does not start without it"
+			}
+		}
+	}
+	for i := range c.Broker.Listeners {
+		if t := c.Broker.Listeners[i].TLS; t != nil {
+			if _, err := certs.OpenServer(serverFiles(t), nil); err != nil {
+				p := config.Problem{Pos: t.Pos, Text: fmt.Sprintf("tls: %v", err), Warning: errors.Is(err, fs.ErrNotExist)}
+				if p.Warning {
+					p.Text += "; the gateway does not start without it"
+				}
+				problems = append(problems, p)
+			}
+		}
+	}
 	return problems
+}
+
+func there(path string) bool {
+	_, err := os.Stat(path)
+	return !errors.Is(err, fs.ErrNotExist)
 }
 
 // newGuard reads the password_file and the acl_file. The guard is nil if one of
@@ -104,11 +134,13 @@ func (g *guard) doubts(c *config.Config) (all []config.Problem) {
 // guards reports whether there is more to say than whom a listener lets in.
 func (g *guard) guards() bool { return g.passwords != nil || g.acl != nil }
 
-// Authenticate implements localbroker.Access. A user name counts only with a
-// password_file that proves it; without one, who gives a name is a client without.
+// Authenticate implements localbroker.Access. A user name counts only if a certificate
+// or a password_file proves it; without, who gives a name is a client without.
 func (g *guard) Authenticate(ctx context.Context, l *localbroker.Login) (localbroker.Rights, error) {
 	user := ""
 	switch {
+	case l.Verified:
+		user = l.Username
 	case g.passwords != nil && l.HasUsername:
 		ok, err := g.passwords.Check(ctx, l.Username, l.Password)
 		if err != nil {
@@ -118,7 +150,7 @@ func (g *guard) Authenticate(ctx context.Context, l *localbroker.Login) (localbr
 			return nil, packet.Errorf(packet.BadUserNameOrPassword, "the user name or the password is wrong")
 		}
 		user = l.Username
-	case !g.anonymous[l.Listener]:
+	case !g.anonymous[l.Listener] && (!l.Certificate || g.passwords != nil):
 		return nil, packet.Errorf(packet.NotAuthorized, "listener %q lets nobody in without a user name and password", l.Listener)
 	}
 	if g.acl == nil {

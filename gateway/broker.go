@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -8,13 +9,14 @@ import (
 	"syscall"
 
 	"github.com/fieldferry/fieldferry/buffer"
+	"github.com/fieldferry/fieldferry/gateway/certs"
 	"github.com/fieldferry/fieldferry/gateway/config"
 	"github.com/fieldferry/fieldferry/localbroker"
 )
 
 func brokerOptions(c *config.Broker, routes router, buf *buffer.Buffer, state *localbroker.State, log *slog.Logger) localbroker.Options {
 	o := localbroker.Options{
-		Buffer: buf, Router: routes, State: state, Logger: log,
+		Buffer: buf, Router: routes, State: state, Logger: log, SysInterval: c.SysInterval,
 		Limits: localbroker.Limits{
 			Clients:                c.Limits.Clients,
 			ClientsPerAddress:      c.Limits.ClientsPerAddress,
@@ -32,10 +34,54 @@ func brokerOptions(c *config.Broker, routes router, buf *buffer.Buffer, state *l
 			SessionExpiry:          c.Limits.SessionExpiry,
 		},
 	}
-	for _, l := range c.Listeners {
-		o.Listeners = append(o.Listeners, localbroker.Listener{Name: l.Name, Addr: l.Listen, AllowAnonymous: l.AllowAnonymous})
-	}
 	return o
+}
+
+// openListeners reads the certificates of the broker's listeners.
+func openListeners(c *config.Broker, log *slog.Logger) (all []localbroker.Listener, err error) {
+	var errs []error
+	for i := range c.Listeners {
+		l := &c.Listeners[i]
+		one := localbroker.Listener{Name: l.Name, Addr: l.Listen, AllowAnonymous: l.AllowAnonymous, WebSocket: l.WebSocket, Origins: l.Origins}
+		if t := l.TLS; t != nil {
+			failed := func(err error) {
+				log.Error("certificates have changed and cannot be used; those from before stay in use", "listener", l.Name, "err", err)
+			}
+			server, err := certs.OpenServer(serverFiles(t), failed)
+			if err != nil {
+				errs = append(errs, fmt.Errorf("%s: broker.listeners: %s: %w", t.Pos, l.Name, err))
+				continue
+			}
+			one.TLS, one.Identity = server.Config(), identity(t.Identity)
+		}
+		all = append(all, one)
+	}
+	return all, errors.Join(errs...)
+}
+
+func serverFiles(t *config.ListenerTLS) certs.ServerFiles {
+	return certs.ServerFiles{Cert: t.Cert, Key: t.Key, ClientCA: t.ClientCA, Require: t.RequireClientCert, CRL: t.CRL, MinVersion: t.MinVersion}
+}
+
+// identity says what of a certificate is the user name; nil if nothing is.
+func identity(kind string) func(*x509.Certificate) string {
+	switch kind {
+	case "cn":
+		return func(c *x509.Certificate) string { return c.Subject.CommonName }
+	case "san":
+		return func(c *x509.Certificate) string {
+			switch {
+			case len(c.DNSNames) > 0:
+				return c.DNSNames[0]
+			case len(c.EmailAddresses) > 0:
+				return c.EmailAddresses[0]
+			case len(c.URIs) > 0:
+				return c.URIs[0].String()
+			}
+			return ""
+		}
+	}
+	return nil
 }
 
 // listen binds the broker's listeners. What is most often wrong is said with the

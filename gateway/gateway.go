@@ -29,8 +29,9 @@ import (
 
 // Options of a gateway; the zero value works.
 type Options struct {
-	Logger *slog.Logger // nil discards
-	Clock  log.Clock    // what is known of time.Now; nil is the machine's
+	Logger  *slog.Logger // nil discards
+	Clock   log.Clock    // what is known of time.Now; nil is the machine's
+	Version string       // of the program, as in $SYS
 }
 
 // Gateway is a gateway that is open: its data folder is in use and its listeners
@@ -40,6 +41,7 @@ type Gateway struct {
 	log     *slog.Logger
 	clock   log.Clock
 	buffer  *buffer.Buffer
+	version string
 	state   *localbroker.State
 	broker  *localbroker.Broker
 	bridges []*upstream
@@ -63,7 +65,7 @@ func Open(c *config.Config, o Options) (*Gateway, error) {
 	if missing := Unsupported(c); len(missing) > 0 {
 		return nil, join(missing)
 	}
-	g := &Gateway{config: c, log: o.Logger, clock: o.Clock, stopLinks: make(chan struct{})}
+	g := &Gateway{config: c, log: o.Logger, clock: o.Clock, version: o.Version, stopLinks: make(chan struct{})}
 	if err := g.open(); err != nil {
 		return nil, errors.Join(err, g.Close())
 	}
@@ -98,6 +100,10 @@ func (g *Gateway) open() (err error) {
 		return dataDirError(c, err)
 	}
 	options := brokerOptions(&c.Broker, routes, g.buffer, g.state, brokerLog)
+	options.Version = g.version
+	if options.Listeners, err = openListeners(&c.Broker, brokerLog); err != nil {
+		return err
+	}
 	if guard.guards() {
 		options.Access = guard
 	}

@@ -12,6 +12,8 @@ package localbroker
 import (
 	"context"
 	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -37,6 +39,9 @@ type Options struct {
 	Router    Router       // which durable destinations a publish has; nil is none
 	Access    Access       // who may do what; nil leaves it to the listeners' AllowAnonymous
 	Logger    *slog.Logger // nil discards
+
+	SysInterval time.Duration // of $SYS; 0 is none
+	Version     string        // as in $SYS
 }
 
 // Listener is an address to listen on.
@@ -44,6 +49,10 @@ type Listener struct {
 	Name           string // as in logs and for Addr
 	Addr           string // host:port
 	AllowAnonymous bool   // without Access: anybody may connect and do anything
+	TLS            *tls.Config
+	Identity       func(*x509.Certificate) string // the user name that a verified certificate proves; nil: none
+	WebSocket      string                         // the path of MQTT over WebSocket; empty is MQTT itself
+	Origins        []string                       // of pages that browsers may connect from, beside those of the same host
 }
 
 // Appender makes messages durable; *buffer.Buffer is one. The receipt is told
@@ -88,6 +97,8 @@ type Login struct {
 	HasUsername bool
 	Password    []byte // valid until Authenticate returns
 	HasPassword bool
+	Certificate bool // it has shown a certificate that the listener's authority has signed
+	Verified    bool // Username is proved by a certificate; what the client said it is called does not count
 }
 
 // Rights are what one client may do. The methods are called concurrently and
@@ -214,6 +225,9 @@ func (b *Broker) Run(ctx context.Context) error {
 	}
 	b.bereft = nil
 	accepting.Go(func() { b.tidy(ctx) })
+	if b.options.SysInterval > 0 {
+		accepting.Go(func() { b.sys(ctx, b.options.SysInterval) })
+	}
 	<-ctx.Done()
 	var err error
 	for _, ln := range listeners {

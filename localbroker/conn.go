@@ -2,6 +2,7 @@ package localbroker
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"io"
 	"net"
@@ -25,7 +26,8 @@ type conn struct {
 	nc       net.Conn
 	address  netip.Addr
 	listener Listener
-	claimed  string // the client id
+	identity *x509.Certificate // of the client, verified; nil is none
+	claimed  string            // the client id
 	reader   *packet.Reader
 	ended    chan struct{} // closed when the session has ended and its will is on its way
 
@@ -149,6 +151,9 @@ func (c *conn) run(ctx context.Context) error {
 	c.now = time.Now()
 	c.last = c.now
 	c.keepalive = c.b.limits.ConnectTimeout
+	if err := c.handshake(ctx); err != nil {
+		return err
+	}
 	if err := c.alive(ctx); err != nil {
 		return err
 	}

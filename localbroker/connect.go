@@ -134,6 +134,8 @@ func (c *conn) admit(ctx context.Context, p *packet.Connect) error {
 	c.control = ack.Append(c.control, c.version)
 	c.mu.Unlock()
 	c.connected = true
+	c.b.stats.connects.Add(1)
+	c.b.stats.packetsOut.Add(1)
 	c.keepalive = keepalive + keepalive/2 // [MQTT-3.1.2-22]
 	c.reader.SetLimit(limits.PacketSize)
 	c.reader.SetVersion(p.Version)
@@ -191,14 +193,21 @@ func (c *conn) takeWill(p *packet.Connect, id string) (*will, error) {
 }
 
 func (c *conn) authenticate(ctx context.Context, p *packet.Connect, id string) (Rights, error) {
+	user, verified, err := c.user()
+	if err != nil {
+		return nil, err
+	}
 	if c.b.options.Access == nil {
-		if !c.listener.AllowAnonymous {
+		if !c.listener.AllowAnonymous && c.identity == nil {
 			return nil, packet.Errorf(packet.NotAuthorized, "listener %q lets nobody in without authentication, and there is none", c.listener.Name)
 		}
 		return nil, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.b.limits.ConnectTimeout)
 	defer cancel()
+	if verified {
+		p.Username, p.HasUsername = user, true
+	}
 	rights, err := c.b.options.Access.Authenticate(ctx, &Login{
 		Listener:    c.listener.Name,
 		Remote:      c.nc.RemoteAddr(),
@@ -208,6 +217,8 @@ func (c *conn) authenticate(ctx context.Context, p *packet.Connect, id string) (
 		HasUsername: p.HasUsername,
 		Password:    p.Password,
 		HasPassword: p.HasPassword,
+		Certificate: c.identity != nil,
+		Verified:    verified,
 	})
 	if err != nil && packet.ReasonOf(err) == packet.Unspecified {
 		err = packet.Errorf(packet.NotAuthorized, "%v", err)

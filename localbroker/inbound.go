@@ -52,6 +52,7 @@ func (c *conn) handlePublish(ctx context.Context, first byte, body []byte) error
 		m.Expiry = expiryOf(p.Expiry)
 	}
 	c.b.stats.publishesIn.Add(1)
+	c.b.stats.payloadIn.Add(uint64(len(p.Payload)))
 	if p.QoS == 2 && c.session.beginInbound(p.PacketID, c) {
 		m.kind = isAgain
 		c.submit(m)
@@ -337,6 +338,7 @@ func (c *conn) release(m *publish, f *fanout) {
 	}
 	if t != 0 && !cut && !c.cut {
 		c.control = answer.Append(c.control, c.version, t)
+		c.b.stats.packetsOut.Add(1)
 		if m.waits {
 			c.startWriting()
 		}

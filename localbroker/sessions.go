@@ -249,6 +249,7 @@ func (b *Broker) tidySessions(ctx context.Context, now time.Time) {
 		}
 		if s.expired(now) {
 			b.log.Debug("session expired", "client", s.id)
+			b.stats.sessionsExpired.Add(1)
 			b.endSession(ctx, s)
 		} else {
 			b.publishPending(ctx, s)

@@ -17,6 +17,7 @@ func (c *conn) answer(ctx context.Context, append func([]byte) []byte) error {
 	c.mu.Lock()
 	c.control = append(c.control)
 	c.mu.Unlock()
+	c.b.stats.packetsOut.Add(1)
 	return nil
 }
 
@@ -139,7 +140,7 @@ func (c *conn) writeAll(buf *[]byte) error {
 func (c *conn) encode(dst []byte, batch []outgoing) []byte {
 	var p packet.Publish
 	now := time.Now()
-	published := uint64(0)
+	published, payload := uint64(0), uint64(0)
 	for i := range batch {
 		o := &batch[i]
 		if o.release {
@@ -173,8 +174,12 @@ func (c *conn) encode(dst []byte, batch []outgoing) []byte {
 			continue
 		}
 		published++
+		payload += uint64(len(o.m.Payload))
 	}
-	c.b.stats.publishesOut.Add(published)
+	if published > 0 {
+		c.b.stats.publishesOut.Add(published)
+		c.b.stats.payloadOut.Add(payload)
+	}
 	return dst
 }
 
@@ -205,6 +210,7 @@ func (c *conn) sendPubrels(ids []uint16) {
 	if len(ids) == 0 {
 		return
 	}
+	c.b.stats.packetsOut.Add(uint64(len(ids)))
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, id := range ids {

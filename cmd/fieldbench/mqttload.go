@@ -58,7 +58,12 @@ func (l load) run(ctx context.Context, addr string, cpu func() time.Duration) (l
 	t.room.L = &t.mu
 	defer t.stop(nil)
 	for i := range l.Subscribers + l.Stuck {
-		c, err := dialMQTT(ctx, addr, fmt.Sprintf("bench-sub-%d", i), !l.Kept)
+		id := fmt.Sprintf("bench-sub-%d", i)
+		c, err := dialMQTT(ctx, addr, id, true)
+		if err == nil && l.Kept { // now there is no session of an earlier turn
+			c.Close()
+			c, err = dialMQTT(ctx, addr, id, false)
+		}
 		if err != nil {
 			return loaded{}, err
 		}
