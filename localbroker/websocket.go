@@ -122,38 +122,50 @@ func newWSConn(ctx context.Context, ws *websocket.Conn, local, remote net.Addr) 
 func (c *wsConn) read() {
 	defer close(c.done)
 	buf := make([]byte, 4<<10)
-	for {
+	for c.why == nil {
 		kind, r, err := c.ws.Reader(c.ctx)
 		if err == nil && kind != websocket.MessageBinary { // [MQTT-6.0.0-1]
 			err = errors.New("a text frame, and MQTT is binary")
 			_ = c.ws.Close(websocket.StatusUnsupportedData, err.Error())
 		}
-		for err == nil {
-			var n int
-			if n, err = r.Read(buf); n > 0 {
-				select {
-				case c.chunks <- buf[:n]:
-				case <-c.ctx.Done():
-					c.why = net.ErrClosed
-					return
-				}
-				select {
-				case <-c.free:
-				case <-c.ctx.Done():
-					c.why = net.ErrClosed
-					return
-				}
+		if err != nil {
+			c.why = ended(err)
+			return
+		}
+		for more := true; more && c.why == nil; {
+			n, err := r.Read(buf)
+			if n > 0 {
+				c.why = c.hand(buf[:n])
+			}
+			if more = err == nil; !more && !errors.Is(err, io.EOF) {
+				c.why = ended(err)
 			}
 		}
-		if errors.Is(err, io.EOF) && websocket.CloseStatus(err) == -1 && c.ctx.Err() == nil {
-			continue // the frame's end
-		}
-		if s := websocket.CloseStatus(err); s == websocket.StatusNormalClosure || s == websocket.StatusGoingAway || s == websocket.StatusNoStatusRcvd {
-			err = io.EOF
-		}
-		c.why = err
-		return
 	}
+}
+
+// hand gives a piece to Read and waits until it was taken.
+func (c *wsConn) hand(piece []byte) error {
+	select {
+	case c.chunks <- piece:
+	case <-c.ctx.Done():
+		return net.ErrClosed
+	}
+	select {
+	case <-c.free:
+		return nil
+	case <-c.ctx.Done():
+		return net.ErrClosed
+	}
+}
+
+// ended is io.EOF if the client has closed the connection as it should.
+func ended(err error) error {
+	switch websocket.CloseStatus(err) {
+	case websocket.StatusNormalClosure, websocket.StatusGoingAway, websocket.StatusNoStatusRcvd:
+		return io.EOF
+	}
+	return err
 }
 
 // Read returns os.ErrDeadlineExceeded after a deadline; more can be read then.
