@@ -268,14 +268,18 @@ func (b *broker) mosquitto() (*exec.Cmd, error) {
 	} else {
 		f.WriteString("allow_anonymous true\n")
 	}
+	window := s.receiveMaximum
+	if s == plain {
+		window = -1 // no limit: beyond it, clients of 3.1.1 are cut
+	}
 	for _, l := range []struct {
 		key   string
 		value int
 	}{
-		{"max_packet_size", s.packetSize}, {"max_inflight_messages", s.receiveMaximum}, {"max_topic_alias", s.topicAliases}, {"max_keepalive", s.keepalive},
+		{"max_packet_size", s.packetSize}, {"max_inflight_messages", window}, {"max_topic_alias", s.topicAliases}, {"max_keepalive", s.keepalive},
 	} {
 		if l.value != 0 {
-			fmt.Fprintf(&f, "%s %d\n", l.key, l.value)
+			fmt.Fprintf(&f, "%s %d\n", l.key, max(l.value, 0))
 		}
 	}
 	file := filepath.Join(b.dir, "mosquitto.conf")
