@@ -117,9 +117,11 @@ var accessClauses = []clause{
 		for _, id := range []string{"#", "+", "a/+", "/", "a/#"} {
 			w := s.try(id, login("alice"))
 			if w.connack.Reason == packet.Success {
-				w.start("clients/x"+s.prefix, "x", 0)
-				w.start("users/bob/"+s.prefix, "x", 0)
-				w.leave(0)
+				for _, name := range []string{"clients/x" + s.prefix, "users/bob/" + s.prefix} {
+					_ = w.write((&packet.Publish{Topic: name, Payload: []byte("x")}).Append(nil, s.v)) // it may be cut
+				}
+				_ = w.write((&packet.Disconnect{}).Append(nil, s.v, packet.DISCONNECT))
+				w.end()
 			}
 		}
 		bob.pub("users/bob/"+s.prefix, "end", 1)

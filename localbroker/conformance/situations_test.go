@@ -49,7 +49,7 @@ var situations = []struct {
 	{name: "3 receive maximum 10, 200 messages, all acknowledged", run: func(s *scene) {
 		c, pub := s.connect("c", number(packet.ReceiveMaximum, 10)), s.connect("pub")
 		c.sub(s.topic("t"), 1)
-		s.pumped(pub, s.topic("t"), 0, 200, 100)
+		s.pumped(pub, s.topic("t"), 0, 200, 100, 1)
 		for i := range 200 {
 			c.want(fmt.Sprintf("t=%d q1", i))
 		}
@@ -59,7 +59,7 @@ var situations = []struct {
 		c, pub := s.connect("c", keep), s.connect("pub")
 		c.sub(s.topic("t"), 1)
 		c.leave(0)
-		s.pumped(pub, s.topic("t"), 0, 200, 100)
+		s.pumped(pub, s.topic("t"), 0, 200, 100, 1)
 		for range 2 { // the second time they have been under way
 			c = s.connect("c", resume, number(packet.ReceiveMaximum, 10))
 			for i := range 10 {
@@ -78,7 +78,7 @@ var situations = []struct {
 		c.sub(s.topic("t"), 1)
 		published := make(chan error, 1)
 		go func() {
-			_, err := pub.pump(s.topic("t"), 0, n, 500, 100)
+			_, err := pub.pump(s.topic("t"), 0, n, 500, 200)
 			published <- err
 		}()
 		began := time.Now()
@@ -112,7 +112,7 @@ var situations = []struct {
 			drunk <- healthy.drink(&t, n, nil)
 		}()
 		took := timed(func() {
-			s.pumped(pub, s.topic("t"), 0, n, 500)
+			s.pumped(pub, s.topic("t"), 0, n, 500, 200) // more than sockets hold
 			if err := <-drunk; err != nil {
 				s.Error(err)
 			}
@@ -339,9 +339,9 @@ func TestSituation(t *testing.T) {
 }
 
 // pumped publishes a load, all of which has to be acknowledged.
-func (s *scene) pumped(w *wire, topic string, from, to, window int) {
+func (s *scene) pumped(w *wire, topic string, from, to, window, size int) {
 	s.Helper()
-	if acked, err := w.pump(topic, from, to, window, 1); err != nil || acked != to-from {
+	if acked, err := w.pump(topic, from, to, window, size); err != nil || acked != to-from {
 		s.Fatalf("%d of %d are acknowledged: %v", acked, to-from, err)
 	}
 }
@@ -351,7 +351,7 @@ func (s *scene) offline(n, window int) {
 	c, pub := s.connect("c", keep), s.connect("pub")
 	c.sub(s.topic("t"), 1)
 	c.leave(0)
-	s.pumped(pub, s.topic("t"), 0, n, window)
+	s.pumped(pub, s.topic("t"), 0, n, window, 200)
 	c = s.connect("c", resume)
 	var t tally
 	if err := c.drink(&t, n, nil); err != nil {
