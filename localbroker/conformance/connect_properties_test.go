@@ -110,11 +110,11 @@ var connectPropertyClauses = []clause{
 	}},
 	{says: "a will that cannot be published", v5: "3.1.4-2 3.2.2-6 3.2.2-7 3.2.2-8", run: func(s *scene) {
 		s.connect("c", keep).leave(0)
-		for _, name := range []string{"a/#", "+", "a+b"} {
+		for _, name := range []string{"a/#", "+", "a+b", ""} {
 			p := packet.Connect{Version: s.v, ClientID: s.prefix + "c"}
 			resume(&p)
 			will(name, "x", 0)(&p)
-			s.refused(p.Append(nil), packet.TopicNameInvalid)
+			s.refused(p.Append(nil), packet.TopicNameInvalid, packet.Malformed, packet.ProtocolError)
 		}
 		if w := s.connect("c", resume); !w.connack.SessionPresent {
 			s.Error("a CONNECT that was refused has ended the session")

@@ -156,6 +156,20 @@ var limitClauses = []clause{
 			s.Errorf("%d messages from number %d on; of 30 of 10,000 bytes each 100 KiB were to stay", got, first)
 		}
 	}},
+	{says: "how long a session stays", v5: "4.1.0-2", v311: "§4.1", ours: true, run: func(s *scene) {
+		b := newBroker(s.TempDir(), &site{name: "limits", sessionExpiry: 2})
+		s.Cleanup(b.kill)
+		s = stage(s.T, s.v, b)
+		s.connect("c", keep).leave(0)
+		if !s.connect("c", resume).connack.SessionPresent {
+			s.Error("the session is gone at once")
+		}
+		s.connect("c", resume).leave(0)
+		after(time.Now(), ms(4000))
+		if s.connect("c", resume).connack.SessionPresent {
+			s.Error("a session of 2 s is there after 4 s")
+		}
+	}},
 	{says: "messages of a second: slower, not cut", v5: "§4.9", v311: "§4.3", ours: true, run: func(s *scene) {
 		s = s.limitsOf("    messages_per_second: 50\n")
 		c := s.connect("c")

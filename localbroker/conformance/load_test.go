@@ -69,7 +69,6 @@ func (w *wire) pump(topic string, from, to, window, size int) (acked int, err er
 type tally struct {
 	next       int // the number that comes next, if nothing is lost
 	duplicates int // of messages that came again, marked as such
-	first      string
 }
 
 // add takes a message; it is an error if one is missing before it, or if it

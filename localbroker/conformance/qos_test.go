@@ -55,6 +55,29 @@ var qos1Clauses = []clause{
 			}
 		}
 	}},
+	{says: "acknowledgements may be short, or say more", v5: "§3.4.2 §3.5.2 §3.6.2 §3.7.2", run: func(s *scene) {
+		// Without a reason; with one and no length of properties; with both; with all.
+		for _, more := range []string{"", "00", "00 00", "00 [ 1f 'because' 26 'a' 'b' 26 'a' 'b' ]"} {
+			c := s.connect("c")
+			c.sub(s.topic("t"), 2)
+			ack := func(first byte, id uint16) {
+				c.send(frameOf(first, []byte{byte(id >> 8), byte(id)}, raw(more)))
+			}
+			c.pub(s.topic("t"), "1", 1)
+			ack(0x40, c.message().PacketID)
+			id := c.start(s.topic("t"), "2", 2)
+			c.acked(packet.PUBREC, id)
+			ack(0x62, id)
+			if r := c.acked(packet.PUBCOMP, id); r != packet.Success {
+				s.Errorf("PUBCOMP %v after PUBREL with %q", r, more)
+			}
+			p := c.message()
+			ack(0x50, p.PacketID)
+			c.acked(packet.PUBREL, p.PacketID)
+			ack(0x70, p.PacketID)
+			c.quiet()
+		}
+	}},
 	{says: "an acknowledgement of nothing is nothing", v5: "§4.13.2", v311: "§4.8", run: func(s *scene) {
 		c := s.connect("c")
 		c.ack(packet.PUBACK, 4711)

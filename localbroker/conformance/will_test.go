@@ -101,6 +101,12 @@ var willClauses = []clause{
 		s.connect("c", fresh).leave(0)
 		sub.fence(s.connect("pub"))
 	}},
+	{says: "it may be empty", v5: "3.1.2-9", v311: "3.1.2-9", run: func(s *scene) {
+		sub := s.connect("sub")
+		sub.sub(s.topic("w"), 1)
+		s.connect("c", will(s.topic("w"), "", 1)).drop()
+		sub.want("w= q1")
+	}},
 	{says: "its properties go with it", v5: "3.1.3-10 3.3.2-4 3.3.2-15 3.3.2-16 3.3.2-20", run: func(s *scene) {
 		sub := s.connect("sub")
 		sub.sub(s.topic("w"), 2)
