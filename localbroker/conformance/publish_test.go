@@ -150,6 +150,7 @@ var publishClauses = []clause{
 		pub.quiet()
 	}},
 	{says: "a publisher is told that nobody listens", v5: "§3.4.2.1 3.4.2-1 3.5.2-1", ours: true, run: func(s *scene) {
+		s = stage(s.T, s.v, own(s.T, plain)) // where nobody else subscribes to everything
 		pub := s.connect("pub")
 		for _, qos := range []byte{1, 2} {
 			if r := pub.pub(s.topic("nobody"), "x", qos); r != packet.NoMatchingSubscribers {
