@@ -49,7 +49,9 @@ func (b *Broker) serveWebSocket(ctx context.Context, ln net.Listener, l Listener
 		nc := newWSConn(ctx, ws, local, wsAddr(r.RemoteAddr))
 		upgraded.Add(1)
 		defer upgraded.Done()
-		b.serve(ctx, nc, l, identity)
+		if c := b.take(nc, l, identity); c != nil {
+			b.serve(ctx, c)
+		}
 	})
 	server := &http.Server{
 		Handler:           mux,

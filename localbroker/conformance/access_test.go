@@ -83,6 +83,7 @@ var accessClauses = []clause{
 		bob.pub(shown, "", 1, retained)
 	}},
 	{says: "a subscription to what may not be read is refused", v5: "3.9.3-2 3.8.4-5", v311: "3.9.3-2", site: guarded, ours: true, run: func(s *scene) {
+		s = stage(s.T, s.v, own(s.T, guarded)) // where nobody else leaves retained messages
 		alice := s.connect("alice", login("alice"))
 		got := alice.subscribe(nil, filter("inbox/x", 1), filter("public/x", 1), filter("elsewhere/#", 0), filter("users/bob/#", 2), filter("users/alice/#", 2))
 		bad := packet.NotAuthorized

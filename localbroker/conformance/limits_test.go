@@ -2,6 +2,7 @@ package conformance
 
 import (
 	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/fieldferry/fieldferry/localbroker/packet"
@@ -145,8 +146,8 @@ var limitClauses = []clause{
 		c = s.connect("c", resume)
 		first, got := 30, 0
 		for _, p := range s.drainAll(c) {
-			var n int
-			if _, err := fmt.Sscan(string(p.Payload), &n); err != nil || got > 0 && n != first+got {
+			n, err := strconv.Atoi(string(p.Payload))
+			if err != nil || got > 0 && n != first+got {
 				s.Fatalf("message %d after %d: %v", n, first+got-1, err)
 			}
 			first = min(first, n)

@@ -266,7 +266,9 @@ func (s *scene) drain(w *wire) []string {
 func (s *scene) drainAll(w *wire) []packet.Publish {
 	s.Helper()
 	var got []packet.Publish
-	for {
+	// What waits on the disk does not come with the answer to a ping.
+	const calm = 300 * time.Millisecond
+	for last := time.Now(); ; {
 		w.send(packet.AppendPingreq(nil))
 		w.await(packet.PINGRESP)
 		n := len(got)
@@ -275,7 +277,9 @@ func (s *scene) drainAll(w *wire) []packet.Publish {
 			got = append(got, p)
 			w.finish(p)
 		}
-		if len(got) == n {
+		if len(got) > n {
+			last = time.Now()
+		} else if time.Since(last) > calm {
 			return got
 		}
 	}

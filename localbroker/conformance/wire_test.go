@@ -291,11 +291,15 @@ func (w *wire) pub(topic, payload string, qos byte, o ...change) packet.Reason {
 	case 1:
 		return w.acked(packet.PUBACK, id)
 	case 2:
-		if r := w.acked(packet.PUBREC, id); r.Failed() {
+		r := w.acked(packet.PUBREC, id)
+		if r.Failed() {
 			return r
 		}
 		w.ack(packet.PUBREL, id)
-		return w.acked(packet.PUBCOMP, id)
+		if last := w.acked(packet.PUBCOMP, id); last.Failed() {
+			return last
+		}
+		return r
 	}
 	return packet.Success
 }
