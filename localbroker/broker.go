@@ -224,6 +224,7 @@ func (b *Broker) Run(ctx context.Context) error {
 		b.publishPending(ctx, s)
 	}
 	b.bereft = nil
+	b.tidySessions(ctx, time.Now())
 	accepting.Go(func() { b.tidy(ctx) })
 	if b.options.SysInterval > 0 {
 		accepting.Go(func() { b.sys(ctx, b.options.SysInterval) })
