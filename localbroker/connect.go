@@ -37,7 +37,7 @@ func (c *conn) login(ctx context.Context) error {
 	if err == nil {
 		err = c.admit(ctx, &p)
 	}
-	if err != nil && !c.connected {
+	if err != nil && !c.connected && ctx.Err() == nil { // CONNACK has no words for a takeover
 		c.refuse(err)
 	}
 	return err
@@ -273,8 +273,9 @@ func (c *conn) begin(ctx context.Context, id string, clean bool, expiry time.Dur
 	s.publisher = c.publisher
 	c.session = s
 	if s.kept != nil {
+		c.resumes, c.was = present, s.kept.expiry
 		s.kept.expiry = expiry
-		b.recordSession(ctx, s, false)
+		b.recordSession(s, false)
 	}
 	return present, nil
 }
@@ -300,21 +301,25 @@ func (c *conn) leaveWill(ctx context.Context, w *will) error {
 	st, s := c.b.options.State, c.session
 	s.mu.Lock()
 	earlier := s.will
-	s.will = nil
 	s.mu.Unlock()
 	c.will = w
 	switch {
 	case st == nil:
 	case w != nil:
 		w.id = newSessionID()
-		saved := savedMessage{Message: *w.m, delay: w.delay, user: w.user, id: w.id}
-		if err := st.store(ctx, changeWill, saved.append(appendText(nil, s.id))); err != nil {
+		if err := st.store(ctx, changeWill, w.record(s.id)); err != nil {
 			return packet.Errorf(refusal(err), "the will could not be stored: %v", err)
 		}
 	case earlier != nil:
 		c.b.willIsDone(s.id, earlier.id)
 	}
 	return nil
+}
+
+// record is the will as a change has it.
+func (w *will) record(client string) []byte {
+	saved := savedMessage{Message: *w.m, delay: w.delay, user: w.user, id: w.id}
+	return saved.append(appendText(nil, client))
 }
 
 // takeBack ends the will of a client that has said goodbye.

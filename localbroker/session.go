@@ -88,8 +88,7 @@ type inbound struct {
 
 // pendingWill is a will that is to be published at a time.
 type pendingWill struct {
-	m  *Message
-	id uint64 // in the state
+	*will
 	at time.Time
 }
 

@@ -27,15 +27,35 @@ func (b *Broker) record(kind byte, payload []byte) {
 }
 
 // recordSession notes that a session is there, and whether its client is.
-func (b *Broker) recordSession(_ context.Context, s *session, left bool) {
-	one := savedSession{client: s.id, id: s.kept.id, expiry: s.kept.expiry, left: left, since: b.options.State.buffer.Stamp(0)}
+func (b *Broker) recordSession(s *session, left bool) {
+	ago := time.Duration(0)
+	if left {
+		s.mu.Lock()
+		ago = time.Since(s.leftAt)
+		s.mu.Unlock()
+	}
+	one := savedSession{client: s.id, id: s.kept.id, expiry: s.kept.expiry, left: left, since: b.options.State.buffer.Stamp(ago)}
 	b.record(changeSession, one.append(appendText(nil, s.id)))
+}
+
+// giveBackSession leaves a session as it was before a connection that wanted it and
+// was never let in.
+func (b *Broker) giveBackSession(s *session, c *conn) {
+	s.kept.expiry = c.was
+	b.recordSession(s, true)
+	c.will.takeBack(c)
+	s.mu.Lock()
+	earlier := s.will
+	s.mu.Unlock()
+	if c.will != nil && earlier != nil { // what was stored of it is gone
+		b.record(changeWill, earlier.record(s.id))
+	}
 }
 
 // leaveSession keeps a session for when its client comes back.
 func (b *Broker) leaveSession(ctx context.Context, s *session, c *conn) {
 	s.detach(c)
-	b.recordSession(ctx, s, true)
+	b.recordSession(s, true)
 	w := c.will
 	switch {
 	case w == nil:
@@ -43,7 +63,7 @@ func (b *Broker) leaveSession(ctx context.Context, s *session, c *conn) {
 		c.publishWill(ctx)
 	default:
 		s.mu.Lock()
-		s.will = &pendingWill{m: w.m, id: w.id, at: time.Now().Add(min(w.delay, s.kept.expiry))}
+		s.will = &pendingWill{will: w, at: time.Now().Add(min(w.delay, s.kept.expiry))}
 		s.mu.Unlock()
 	}
 }
@@ -322,7 +342,7 @@ func (b *Broker) restore(all saved) {
 		if s.kept != nil {
 			delay = min(w.delay, s.kept.expiry)
 		}
-		s.will = &pendingWill{m: &m, id: w.id, at: s.leftAt.Add(delay)}
+		s.will = &pendingWill{will: &will{m: &m, delay: w.delay, user: w.user, id: w.id}, at: s.leftAt.Add(delay)}
 	}
 }
 
