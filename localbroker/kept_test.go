@@ -31,13 +31,15 @@ type house struct {
 type houseOptions struct {
 	Options
 	buffer buffer.Options
-	idle   bool // state.db does not follow the log
+	idle   bool          // state.db does not follow the log
+	later  time.Duration // by the clock of the machine
 }
 
 // openHouse opens a data folder and runs a broker on it for the time of the test.
 func openHouse(t testing.TB, dir string, o houseOptions) *house {
 	t.Helper()
 	h := &house{t: t, dir: dir, gate: newGate()}
+	h.gate.later = o.later
 	o.buffer.Clock = h.gate
 	if testing.Verbose() && os.Getenv("BROKER_LOG") != "" {
 		o.Logger = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
@@ -110,6 +112,7 @@ type gate struct {
 	shut    bool
 	waiting int
 	cond    sync.Cond
+	later   time.Duration
 }
 
 func newGate() *gate {
@@ -126,7 +129,8 @@ func (g *gate) Uptime() (time.Duration, uint64) {
 		g.waiting--
 	}
 	g.mu.Unlock()
-	return g.SystemClock.Uptime()
+	up, boot := g.SystemClock.Uptime()
+	return up + g.later, boot
 }
 
 func (g *gate) close() {
@@ -261,4 +265,15 @@ func TestTakeoverWhileConnecting(t *testing.T) {
 		}
 		second.want("a=1 q1")
 	})
+}
+
+// expect returns the reason of the next packet, which is to be of a type.
+func (w *wire) expect(want packet.Type, id uint16) packet.Reason {
+	w.t.Helper()
+	first, body := w.receive()
+	var p packet.Ack
+	if packet.TypeOf(first) != want || p.Decode(w.v, want, body) != nil || p.PacketID != id {
+		w.t.Fatalf("%v % x in the place of %v %d", packet.TypeOf(first), body, want, id)
+	}
+	return p.Reason
 }
