@@ -1,9 +1,12 @@
 package localbroker
 
 import (
+	"context"
+	"errors"
 	"testing"
 	"time"
 
+	"github.com/fieldferry/fieldferry/buffer"
 	"github.com/fieldferry/fieldferry/localbroker/packet"
 )
 
@@ -36,4 +39,36 @@ func TestChangesDoNotExpire(t *testing.T) {
 	pub.publish("once", "x", 2, 3, func(p *packet.Publish) { p.Dup = true })
 	pub.expect(packet.PUBREC, 3)
 	sub.nothing()
+}
+
+// A buffer that is full refuses messages, not what clients do to take them.
+func TestFullBufferLetsClientsIn(t *testing.T) {
+	h := openHouse(t, t.TempDir(), houseOptions{buffer: buffer.Options{Limits: buffer.Limits{MaxBytes: 2 << 20, RejectNew: true}}})
+	away, _ := keep(t, h.Broker, packet.V5, "away")
+	away.sub("#")
+	away.goodbye()
+	pub, _ := keep(t, h.Broker, packet.V5, "pub")
+	pub.publish("a", "x", 2, 1)
+	pub.expect(packet.PUBREC, 1)
+	r := make(told, 1)
+	for {
+		err := h.Publish(context.Background(), &Message{Topic: "a", Payload: make([]byte, 100_000), QoS: 1, Urgent: true}, r)
+		if err == nil {
+			err = <-r
+		}
+		if errors.Is(err, buffer.ErrFull) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	pub.publish("a", "x", 1, 2)
+	if r := pub.expectAck(2); r != packet.QuotaExceeded {
+		t.Errorf("a publish into a full buffer: %v", r)
+	}
+	pub.send((&packet.Ack{PacketID: 1}).Append(nil, pub.v, packet.PUBREL))
+	pub.expect(packet.PUBCOMP, 1)
+	c, _ := keep(t, h.Broker, packet.V5, "c", withWill("a", 0))
+	c.sub("b")
 }
