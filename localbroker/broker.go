@@ -114,8 +114,8 @@ type Broker struct {
 	stamps     atomic.Uint64 // given to publishes in the order in which they became durable
 	marker     marker
 	drops      drops
-	bereft     []*session     // have just a will; until Run
-	background sync.WaitGroup // goroutines beside those of connections
+	bereft     []*session // have just a will; until Run
+	background background // goroutines beside those of connections
 
 	mu        sync.Mutex // guards what follows
 	listeners []net.Listener
@@ -205,14 +205,14 @@ func (b *Broker) Run(ctx context.Context) error {
 	b.mu.Lock()
 	listeners := b.listeners
 	b.mu.Unlock()
+	for _, s := range b.bereft { // before their clients come back
+		b.publishPending(ctx, s)
+	}
+	b.bereft = nil
 	var accepting sync.WaitGroup
 	for i, ln := range listeners {
 		accepting.Go(func() { b.accept(ctx, ln, b.options.Listeners[i]) })
 	}
-	for _, s := range b.bereft {
-		b.publishPending(ctx, s)
-	}
-	b.bereft = nil
 	accepting.Go(func() { b.tidy(ctx) })
 	<-ctx.Done()
 	var err error
@@ -228,7 +228,7 @@ func (b *Broker) Run(ctx context.Context) error {
 		c.end(packet.Errorf(packet.ServerShuttingDown, "the broker stops"))
 	}
 	b.connections.Wait()
-	b.background.Wait()
+	b.background.wait()
 	b.mu.Lock()
 	b.listeners = nil
 	b.mu.Unlock()

@@ -181,41 +181,6 @@ func (k *kept) pass(ctx context.Context, d *buffer.Delivery) bool {
 	return <-a.done == nil
 }
 
-// publishPending publishes the will of a session whose client has not come back.
-func (b *Broker) publishPending(ctx context.Context, s *session) {
-	s.mu.Lock()
-	w := s.will
-	s.will = nil
-	s.mu.Unlock()
-	if w == nil {
-		return
-	}
-	if !s.mayPublish(w.m.Topic) {
-		b.willIsDone(s.id, w.id)
-		return
-	}
-	m := *w.m
-	m.Received = time.Time{}
-	if err := b.Publish(ctx, &m, willReceipt{b, s.id, w.id}); err != nil {
-		b.log.Error("a will could not be published", "client", s.id, "err", err)
-	}
-}
-
-type willReceipt struct {
-	b      *Broker
-	client string
-	id     uint64
-}
-
-func (r willReceipt) Stored(err error) {
-	if err != nil {
-		r.b.log.Error("a will could not be stored", "client", r.client, "err", err)
-		return
-	}
-	// Not from within a receipt: an append may wait for one.
-	r.b.background.Go(func() { r.b.willIsDone(r.client, r.id) })
-}
-
 // tidyEvery is how often sessions and retained messages are looked at that expire.
 const tidyEvery = time.Second
 
@@ -271,7 +236,7 @@ func (b *Broker) tidySessions(ctx context.Context, now time.Time) {
 			b.log.Debug("session expired", "client", s.id)
 			b.endSession(ctx, s)
 		} else {
-			b.publishPending(ctx, s)
+			b.publishDue(ctx, s, now)
 		}
 		b.mu.Lock()
 		if b.claims[s.id] == c {
@@ -327,17 +292,16 @@ func (b *Broker) restore(all saved) {
 	for client, w := range all.wills {
 		m := w.Message
 		m.ClientID, m.Urgent = client, true
+		rights, known := b.recall(w.user, client)
+		if !known {
+			b.log.Warn("a will is not published: who may do what is not known before the client connects", "client", client)
+		}
 		s := b.sessions[client]
-		if s == nil { // it ended with the connection, and that with the process
+		if s == nil || !known { // it ended with the connection, and that with the process
 			s = &session{b: b, id: client}
 			b.bereft = append(b.bereft, s)
 		}
-		if rights, known := b.recall(w.user, client); known {
-			s.setRights(rights)
-		} else {
-			b.log.Warn("a will is not published: who may do what is not known before the client connects", "client", client)
-			continue
-		}
+		s.setRights(rights)
 		delay := time.Duration(0)
 		if s.kept != nil {
 			delay = min(w.delay, s.kept.expiry)
@@ -354,5 +318,12 @@ func (b *Broker) recall(user, client string) (Rights, bool) {
 	if r, ok := b.options.Access.(Recaller); ok {
 		return r.Recall(user, client), true
 	}
-	return nil, false
+	return noRights{}, false
 }
+
+// noRights are those of nobody.
+type noRights struct{}
+
+func (noRights) MayPublish(string) bool   { return false }
+func (noRights) MaySubscribe(string) bool { return false }
+func (noRights) MayReceive(string) bool   { return false }
