@@ -125,8 +125,8 @@ type Broker struct {
 	stamps     atomic.Uint64 // given to publishes in the order in which they became durable
 	marker     marker
 	drops      drops
-	bereft     []*session     // have just a will; until Run
-	background sync.WaitGroup // goroutines beside those of connections
+	bereft     []*session // have just a will; until Run
+	background background // goroutines beside those of connections
 
 	mu        sync.Mutex // guards what follows
 	listeners []net.Listener
@@ -216,15 +216,14 @@ func (b *Broker) Run(ctx context.Context) error {
 	b.mu.Lock()
 	listeners := b.listeners
 	b.mu.Unlock()
+	for _, s := range b.bereft { // before their clients come back
+		b.publishPending(ctx, s)
+	}
+	b.bereft = nil
 	var accepting sync.WaitGroup
 	for i, ln := range listeners {
 		accepting.Go(func() { b.accept(ctx, ln, b.options.Listeners[i]) })
 	}
-	for _, s := range b.bereft {
-		b.publishPending(ctx, s)
-	}
-	b.bereft = nil
-	b.tidySessions(ctx, time.Now())
 	accepting.Go(func() { b.tidy(ctx) })
 	if b.options.SysInterval > 0 {
 		accepting.Go(func() { b.sys(ctx, b.options.SysInterval) })
@@ -243,7 +242,7 @@ func (b *Broker) Run(ctx context.Context) error {
 		c.end(packet.Errorf(packet.ServerShuttingDown, "the broker stops"))
 	}
 	b.connections.Wait()
-	b.background.Wait()
+	b.background.wait()
 	b.mu.Lock()
 	b.listeners = nil
 	b.mu.Unlock()

@@ -39,7 +39,9 @@ type conn struct {
 	maxPacket int    // the client's Maximum Packet Size; 0 is none
 	maxAlias  uint16 // the client's Topic Alias Maximum
 	keepalive time.Duration
-	connected bool // CONNACK said so
+	connected bool          // CONNACK said so
+	resumes   bool          // the session was there before
+	was       time.Duration // its expiry, then
 
 	outAliases map[string]uint16 // by topic; for the writing goroutine alone
 
@@ -329,9 +331,12 @@ func (c *conn) leave(ctx context.Context) {
 	if s == nil {
 		return
 	}
-	if s.kept != nil && c.connected && s.kept.expiry > 0 {
+	switch {
+	case c.resumes && !c.connected:
+		c.b.giveBackSession(s, c)
+	case s.kept != nil && c.connected && s.kept.expiry > 0:
 		c.b.leaveSession(ctx, s, c)
-	} else {
+	default:
 		c.b.endSession(ctx, s)
 		c.publishWill(ctx)
 	}

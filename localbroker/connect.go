@@ -1,15 +1,12 @@
 package localbroker
 
 import (
-	"bytes"
 	"context"
-	"encoding/binary"
 	"math"
 	"strings"
 	"time"
 
 	"github.com/fieldferry/fieldferry/localbroker/packet"
-	"github.com/fieldferry/fieldferry/localbroker/topic"
 )
 
 // login lets the client in, or tells it why not.
@@ -37,7 +34,7 @@ func (c *conn) login(ctx context.Context) error {
 	if err == nil {
 		err = c.admit(ctx, &p)
 	}
-	if err != nil && !c.connected {
+	if err != nil && !c.connected && ctx.Err() == nil { // CONNACK has no words for a takeover
 		c.refuse(err)
 	}
 	return err
@@ -121,6 +118,7 @@ func (c *conn) admit(ctx context.Context, p *packet.Connect) error {
 		return err
 	}
 	s := c.session
+	c.b.publishDue(ctx, s, time.Now())
 	s.setRights(rights)
 	if err := c.leaveWill(ctx, will); err != nil {
 		return err
@@ -164,32 +162,6 @@ func (c *conn) capabilities(p *packet.Connect, id string, assigned bool, keepali
 		props = props.AppendUint(packet.ServerKeepAlive, seconds)
 	}
 	return props
-}
-
-// will is what is published when the client goes without a word.
-type will struct {
-	m     *Message
-	delay time.Duration
-	user  string
-	id    uint64 // in the state; 0 if it is not there
-}
-
-// takeWill makes the will into the message it will be.
-func (c *conn) takeWill(p *packet.Connect, id string) (*will, error) {
-	w := p.Will
-	if w == nil {
-		return nil, nil
-	}
-	if err := topic.CheckName(w.Topic, c.b.limits.TopicLevels); err != nil {
-		return nil, packet.Errorf(packet.TopicNameInvalid, "will: %v", err)
-	}
-	m := &Message{Topic: strings.Clone(w.Topic), Payload: bytes.Clone(w.Payload), QoS: w.QoS, Retain: w.Retain, Urgent: true, ClientID: id}
-	m.Props = w.Props.Without(packet.WillDelay, packet.MessageExpiry)
-	if v, ok := w.Props.Uint(packet.MessageExpiry); ok {
-		m.Expiry = expiryOf(v)
-	}
-	delay, _ := w.Props.Uint(packet.WillDelay)
-	return &will{m: m, delay: time.Duration(delay) * time.Second, user: p.Username}, nil
 }
 
 func (c *conn) authenticate(ctx context.Context, p *packet.Connect, id string) (Rights, error) {
@@ -284,8 +256,9 @@ func (c *conn) begin(ctx context.Context, id string, clean bool, expiry time.Dur
 	s.publisher = c.publisher
 	c.session = s
 	if s.kept != nil {
+		c.resumes, c.was = present, s.kept.expiry
 		s.kept.expiry = expiry
-		b.recordSession(ctx, s, false)
+		b.recordSession(s, false)
 	}
 	return present, nil
 }
@@ -303,58 +276,6 @@ func (b *Broker) newSession(id string, keep bool) (*session, error) {
 	}
 	b.sessions[s.id] = s
 	return s, nil
-}
-
-// leaveWill makes the will of the connection durable, and takes back that of an
-// earlier one.
-func (c *conn) leaveWill(ctx context.Context, w *will) error {
-	st, s := c.b.options.State, c.session
-	s.mu.Lock()
-	earlier := s.will
-	s.will = nil
-	s.mu.Unlock()
-	c.will = w
-	switch {
-	case st == nil:
-	case w != nil:
-		w.id = newSessionID()
-		saved := savedMessage{Message: *w.m, delay: w.delay, user: w.user, id: w.id}
-		if err := st.store(ctx, changeWill, saved.append(appendText(nil, s.id))); err != nil {
-			return packet.Errorf(refusal(err), "the will could not be stored: %v", err)
-		}
-	case earlier != nil:
-		c.b.willIsDone(s.id, earlier.id)
-	}
-	return nil
-}
-
-// takeBack ends the will of a client that has said goodbye.
-func (w *will) takeBack(c *conn) {
-	if w != nil {
-		c.b.willIsDone(c.session.id, w.id)
-	}
-}
-
-// willIsDone notes in the state that a will was published or taken back.
-func (b *Broker) willIsDone(client string, id uint64) {
-	if st := b.options.State; st != nil && id != 0 {
-		b.record(changeNoWill, binary.AppendUvarint(appendText(nil, client), id))
-	}
-}
-
-// publishWill sends the will, if the client did not take it back.
-func (c *conn) publishWill(ctx context.Context) {
-	w := c.will
-	if w == nil || !c.connected || !c.session.mayPublish(w.m.Topic) {
-		w.takeBack(c)
-		return
-	}
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-	defer cancel()
-	m := &publish{Message: *w.m, c: c, kind: isWill, willID: w.id}
-	c.will = nil
-	m.Received = time.Now()
-	c.accept(ctx, m)
 }
 
 // ownTopic reports whether only the broker itself publishes to name.

@@ -27,15 +27,35 @@ func (b *Broker) record(kind byte, payload []byte) {
 }
 
 // recordSession notes that a session is there, and whether its client is.
-func (b *Broker) recordSession(_ context.Context, s *session, left bool) {
-	one := savedSession{client: s.id, id: s.kept.id, expiry: s.kept.expiry, left: left, since: b.options.State.buffer.Stamp(0)}
+func (b *Broker) recordSession(s *session, left bool) {
+	ago := time.Duration(0)
+	if left {
+		s.mu.Lock()
+		ago = time.Since(s.leftAt)
+		s.mu.Unlock()
+	}
+	one := savedSession{client: s.id, id: s.kept.id, expiry: s.kept.expiry, left: left, since: b.options.State.buffer.Stamp(ago)}
 	b.record(changeSession, one.append(appendText(nil, s.id)))
+}
+
+// giveBackSession leaves a session as it was before a connection that wanted it and
+// was never let in.
+func (b *Broker) giveBackSession(s *session, c *conn) {
+	s.kept.expiry = c.was
+	b.recordSession(s, true)
+	c.will.takeBack(c)
+	s.mu.Lock()
+	earlier := s.will
+	s.mu.Unlock()
+	if c.will != nil && earlier != nil { // what was stored of it is gone
+		b.record(changeWill, earlier.record(s.id))
+	}
 }
 
 // leaveSession keeps a session for when its client comes back.
 func (b *Broker) leaveSession(ctx context.Context, s *session, c *conn) {
 	s.detach(c)
-	b.recordSession(ctx, s, true)
+	b.recordSession(s, true)
 	w := c.will
 	switch {
 	case w == nil:
@@ -43,7 +63,7 @@ func (b *Broker) leaveSession(ctx context.Context, s *session, c *conn) {
 		c.publishWill(ctx)
 	default:
 		s.mu.Lock()
-		s.will = &pendingWill{m: w.m, id: w.id, at: time.Now().Add(min(w.delay, s.kept.expiry))}
+		s.will = &pendingWill{will: w, at: time.Now().Add(min(w.delay, s.kept.expiry))}
 		s.mu.Unlock()
 	}
 }
@@ -161,41 +181,6 @@ func (k *kept) pass(ctx context.Context, d *buffer.Delivery) bool {
 	return <-a.done == nil
 }
 
-// publishPending publishes the will of a session whose client has not come back.
-func (b *Broker) publishPending(ctx context.Context, s *session) {
-	s.mu.Lock()
-	w := s.will
-	s.will = nil
-	s.mu.Unlock()
-	if w == nil {
-		return
-	}
-	if !s.mayPublish(w.m.Topic) {
-		b.willIsDone(s.id, w.id)
-		return
-	}
-	m := *w.m
-	m.Received = time.Time{}
-	if err := b.Publish(ctx, &m, willReceipt{b, s.id, w.id}); err != nil {
-		b.log.Error("a will could not be published", "client", s.id, "err", err)
-	}
-}
-
-type willReceipt struct {
-	b      *Broker
-	client string
-	id     uint64
-}
-
-func (r willReceipt) Stored(err error) {
-	if err != nil {
-		r.b.log.Error("a will could not be stored", "client", r.client, "err", err)
-		return
-	}
-	// Not from within a receipt: an append may wait for one.
-	r.b.background.Go(func() { r.b.willIsDone(r.client, r.id) })
-}
-
 // tidyEvery is how often sessions and retained messages are looked at that expire.
 const tidyEvery = time.Second
 
@@ -252,7 +237,7 @@ func (b *Broker) tidySessions(ctx context.Context, now time.Time) {
 			b.stats.sessionsExpired.Add(1)
 			b.endSession(ctx, s)
 		} else {
-			b.publishPending(ctx, s)
+			b.publishDue(ctx, s, now)
 		}
 		b.mu.Lock()
 		if b.claims[s.id] == c {
@@ -308,22 +293,21 @@ func (b *Broker) restore(all saved) {
 	for client, w := range all.wills {
 		m := w.Message
 		m.ClientID, m.Urgent = client, true
+		rights, known := b.recall(w.user, client)
+		if !known {
+			b.log.Warn("a will is not published: who may do what is not known before the client connects", "client", client)
+		}
 		s := b.sessions[client]
-		if s == nil { // it ended with the connection, and that with the process
+		if s == nil || !known { // it ended with the connection, and that with the process
 			s = &session{b: b, id: client}
 			b.bereft = append(b.bereft, s)
 		}
-		if rights, known := b.recall(w.user, client); known {
-			s.setRights(rights)
-		} else {
-			b.log.Warn("a will is not published: who may do what is not known before the client connects", "client", client)
-			continue
-		}
+		s.setRights(rights)
 		delay := time.Duration(0)
 		if s.kept != nil {
 			delay = min(w.delay, s.kept.expiry)
 		}
-		s.will = &pendingWill{m: &m, id: w.id, at: s.leftAt.Add(delay)}
+		s.will = &pendingWill{will: &will{m: &m, delay: w.delay, user: w.user, id: w.id}, at: s.leftAt.Add(delay)}
 	}
 }
 
@@ -335,5 +319,12 @@ func (b *Broker) recall(user, client string) (Rights, bool) {
 	if r, ok := b.options.Access.(Recaller); ok {
 		return r.Recall(user, client), true
 	}
-	return nil, false
+	return noRights{}, false
 }
+
+// noRights are those of nobody.
+type noRights struct{}
+
+func (noRights) MayPublish(string) bool   { return false }
+func (noRights) MaySubscribe(string) bool { return false }
+func (noRights) MayReceive(string) bool   { return false }
