@@ -83,7 +83,8 @@ type pin struct {
 func (o *Outbox) Name() string { return o.name }
 
 // own reports whether the outbox is the program's own: its copies are changes of
-// state, and reach nobody. Its name begins with a dollar sign.
+// state, and reach nobody. None is ever dropped, for want of room or for its age: it
+// says what came after others. Its name begins with a dollar sign.
 func (o *Outbox) own() bool { return strings.HasPrefix(o.name, "$") }
 
 // Class is that of all copies in the outbox.
@@ -160,6 +161,9 @@ func (o *Outbox) underWayIn(g *generation) bool {
 		return false
 	}
 	out := max(o.taken, o.dupTo)
+	if o.own() {
+		out = o.next - 1
+	}
 	return out >= o.pins[i].first && o.cursor < min(o.pins[i].last, out)
 }
 
@@ -168,7 +172,7 @@ func (o *Outbox) drop(g *generation, out Outcome) (dropped uint64) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	i := slices.IndexFunc(o.pins, func(p pin) bool { return p.gen == g })
-	if i < 0 {
+	if i < 0 || o.own() {
 		return 0
 	}
 	p := o.pins[i]

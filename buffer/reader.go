@@ -323,7 +323,7 @@ func (o *Outbox) handOut(dst []Delivery, taken uint64, done []seen, now time.Tim
 			continue
 		}
 		d.Dup = d.Ordinal <= o.dupTo
-		if d.Expiry > 0 && !d.Dup && now.Sub(d.Enqueued) > d.Expiry {
+		if d.Expiry > 0 && !d.Dup && now.Sub(d.Enqueued) > d.Expiry && !o.own() {
 			o.settle(d.Ordinal, DroppedExpired)
 			continue
 		}
