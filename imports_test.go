@@ -39,8 +39,9 @@ var allowed = map[string][]string{
 	"adapters/serial":      {"adapters"},
 	"adapters/simulate":    {"adapters"},
 
-	"buffer":      {"buffer/log", "buffer/rows"},
-	"buffer/rows": {"buffer/log"},
+	"buffer":           {"buffer/log", "buffer/rows"},
+	"buffer/rows":      {"buffer/log"},
+	"buffer/simulated": {"buffer/log", "buffer/rows"},
 }
 
 // bound says who alone may import a library.

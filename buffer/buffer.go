@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -19,6 +20,7 @@ import (
 	"time"
 
 	"github.com/fieldferry/fieldferry/buffer/log"
+	"github.com/fieldferry/fieldferry/buffer/rows"
 )
 
 var (
@@ -88,20 +90,16 @@ func Open(dir string, o Options) (*Buffer, error) {
 	o = o.withDefaults()
 	// The disks first: they make the folder.
 	var disks [NumClasses]log.Disk
-	var newest uint32
 	for c := range NumClasses {
 		disk, err := log.Files(filepath.Join(dir, c.String()), log.FileOptions{PageSize: o.PageSize, GenerationBytes: o.GenerationBytes})
 		if err != nil {
 			return nil, fmt.Errorf("open buffer: %w", err)
 		}
 		disks[c] = disk
-		ids, err := disk.List()
-		if err != nil {
-			return nil, fmt.Errorf("open buffer: %w", err)
-		}
-		for _, id := range ids {
-			newest = max(newest, id.Epoch)
-		}
+	}
+	newest, err := newestEpoch(disks)
+	if err != nil {
+		return nil, err
 	}
 	m, err := openMeta(dir, o.PageSize, newest, o.Logger)
 	if err != nil {
@@ -111,6 +109,43 @@ func Open(dir string, o Options) (*Buffer, error) {
 		o.Free = func() (int64, error) { return log.Free(dir) }
 	}
 	return open(m, disks, o)
+}
+
+// Parts are what a buffer stands on where it has no folder.
+type Parts struct {
+	Meta  rows.Store // what meta.db is in a folder
+	Disks [NumClasses]log.Disk
+}
+
+// OpenParts is Open on parts that the caller brings along; it owns them from then on.
+// Where Options.Free is nil, no disk is ever full.
+func OpenParts(p Parts, o Options) (*Buffer, error) {
+	if o.Free == nil {
+		o.Free = func() (int64, error) { return math.MaxInt64, nil }
+	}
+	newest, err := newestEpoch(p.Disks)
+	if err != nil {
+		return nil, errors.Join(err, p.Meta.Close())
+	}
+	m := &meta{db: p.Meta}
+	if err := m.begin(newest); err != nil {
+		return nil, errors.Join(fmt.Errorf("open buffer: %w", err), p.Meta.Close())
+	}
+	return open(m, p.Disks, o.withDefaults())
+}
+
+// newestEpoch is the highest that a generation was ever written in.
+func newestEpoch(disks [NumClasses]log.Disk) (newest uint32, err error) {
+	for _, disk := range disks {
+		ids, err := disk.List()
+		if err != nil {
+			return 0, fmt.Errorf("open buffer: %w", err)
+		}
+		for _, id := range ids {
+			newest = max(newest, id.Epoch)
+		}
+	}
+	return newest, nil
 }
 
 func (o Options) withDefaults() Options {

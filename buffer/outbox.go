@@ -173,7 +173,7 @@ func (o *Outbox) drop(g *generation, out Outcome) (dropped uint64) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	i := slices.IndexFunc(o.pins, func(p pin) bool { return p.gen == g })
-	if i < 0 {
+	if i < 0 || o.own() {
 		return 0
 	}
 	p := o.pins[i]

@@ -9,16 +9,13 @@ import (
 	"log/slog"
 	"maps"
 	"math/rand/v2"
-	"os"
 	"slices"
-	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
 
-	"github.com/fieldferry/fieldferry/buffer/log"
+	"github.com/fieldferry/fieldferry/buffer/simulated"
 )
 
 var (
@@ -50,9 +47,9 @@ func TestSimulation(t *testing.T) {
 			w.run()
 			crashes += w.crashes
 			delivered += w.delivered
-			rewritten += w.rewritten
+			rewritten += w.machine.Rewritten()
 			expired += w.expired
-			unsynced += w.unsynced
+			unsynced += w.machine.Unsynced()
 			outages += w.outages
 		})
 		if t.Failed() {
@@ -65,28 +62,14 @@ func TestSimulation(t *testing.T) {
 	t.Logf("%d seeds, %d crashes, %d messages delivered, %d expired, %d generations rewritten, %d blocks not synced at a power cut, %d times a broken disk", n, crashes, delivered, expired, rewritten, unsynced, outages)
 }
 
-var (
-	errCrashed = errors.New("the machine is off")
-	errIO      = errors.New("input/output error")
-)
-
-// world is the machine the buffer runs on, and the model of what it promised.
+// world is the buffer on its machine, and the model of what it promised.
 type world struct {
-	t    *testing.T
-	seed uint64
+	t       *testing.T
+	seed    uint64
+	machine *simulated.Machine
+	life    *simulated.Life
 
-	mu     sync.Mutex // guards what follows, up to the model
-	rng    *rand.Rand
-	faults bool
-	dead   bool
-	broken bool // every write fails
-	disks  [NumClasses]*simDisk
-	rows   map[string]map[string][]byte
-	clock  simClock
-
-	rewritten int
-	unsynced  int
-	trace     []string // what happened to the disk, for a seed that fails
+	mu sync.Mutex // guards what receipts change: sent, and of the queues acked and failed; the machine is not called with it held
 
 	// The model, of the test's goroutine.
 	dice      *rand.Rand
@@ -99,6 +82,7 @@ type world struct {
 	delivered int
 	expired   int
 	outages   int
+	broken    bool // the disk is
 }
 
 // sentModel is what is known of a message that expires.
@@ -134,98 +118,40 @@ func (q *queueModel) begin() {
 }
 
 func newWorld(t *testing.T, seed uint64) *world {
-	w := &world{t: t, seed: seed, rng: rand.New(rand.NewPCG(seed, 7)), dice: rand.New(rand.NewPCG(seed, 8)), rows: map[string]map[string][]byte{}, sent: map[int]*sentModel{}}
-	w.clock.boot = 1
-	w.clock.up = time.Now()
-	for c := range w.disks {
-		w.disks[c] = &simDisk{w: w, class: Class(c), gens: map[log.GenID]*simGen{}}
-	}
-	for _, name := range buckets {
-		w.rows[name] = map[string][]byte{}
-	}
+	w := &world{t: t, seed: seed, machine: simulated.New(seed), dice: rand.New(rand.NewPCG(seed, 8)), sent: map[int]*sentModel{}}
 	for i, class := range []Class{Telemetry, Telemetry, Telemetry, Alert, Telemetry, Telemetry} {
 		q := &queueModel{name: fmt.Sprintf("q%d", i), class: class, lags: i == 2 || i == 4, ends: i == 5}
 		if i == 4 {
-			q.limit = uint64(1 + w.rng.IntN(20))
+			q.limit = uint64(1 + w.dice.IntN(20))
 		}
 		q.begin()
 		w.queues = append(w.queues, q)
 	}
 	w.options = Options{
-		Linger:          time.Duration(w.rng.IntN(3)) * 100 * time.Millisecond,
-		GenerationBytes: 1 << (9 + w.rng.IntN(6)),
-		Compress:        w.rng.IntN(2) == 0,
-		Clock:           w,
-		Logger:          slog.New(slog.NewTextHandler(w, nil)),
-		Free:            func() (int64, error) { return 1 << 40, nil },
+		Linger:          time.Duration(w.dice.IntN(3)) * 100 * time.Millisecond,
+		GenerationBytes: 1 << (9 + w.dice.IntN(6)),
+		Compress:        w.dice.IntN(2) == 0,
+		Clock:           w.machine,
+		Logger:          slog.New(slog.NewTextHandler(w.machine, nil)),
 	}
-	if w.rng.IntN(3) == 0 {
-		w.options.Limits = Limits{MaxBytes: 8 << 10, RejectNew: w.rng.IntN(2) == 0}
+	if w.dice.IntN(3) == 0 {
+		w.options.Limits = Limits{MaxBytes: 8 << 10, RejectNew: w.dice.IntN(2) == 0}
 	}
 	return w
-}
-
-// note adds to the trace. w.mu is held.
-func (w *world) note(format string, args ...any) {
-	w.trace = append(w.trace, fmt.Sprintf(format, args...))
-}
-
-// Write takes what the buffer logs.
-func (w *world) Write(p []byte) (int, error) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.note("%s", bytes.TrimSpace(p))
-	return len(p), nil
-}
-
-// chance is true once in n, of the faults while they are on.
-func (w *world) chance(n int) bool { return w.faults && w.rng.IntN(n) == 0 }
-
-// crash turns the machine off. What was not durable is gone.
-func (w *world) crash() error {
-	w.powerCut()
-	return w.kill()
-}
-
-// kill ends the process. What it has written is in the page cache.
-func (w *world) kill() error {
-	w.dead = true
-	return errCrashed
-}
-
-// write is any durable write: it may fail, or be the last thing that happens.
-func (w *world) write(what string, apply func()) (err error) {
-	defer func() { w.note("%s: %v", what, err) }()
-	switch {
-	case w.dead:
-		return errCrashed
-	case w.broken:
-		return errIO
-	case w.chance(150):
-		return w.crash()
-	case w.chance(150):
-		apply()
-		what += ", done"
-		return w.crash()
-	case w.chance(60):
-		return &os.PathError{Op: "write", Path: "sim", Err: syscall.ENOSPC}
-	}
-	apply()
-	return nil
 }
 
 func (w *world) run() {
 	defer func() {
 		if w.t.Failed() {
-			w.t.Log(strings.Join(w.trace, "\n"))
+			w.t.Log(w.machine.Trace())
 		}
 	}()
 	defer w.stop()
 	lives := 3 + w.dice.IntN(6)
 	short := 0 // lives in a row that crash soon
 	for life := 0; life < lives; life++ {
-		w.withFaults(true)
-		if w.reboot(); !w.start() {
+		w.machine.Faults(1)
+		if w.reboot(); !w.start(true) {
 			continue // it crashed again while it opened
 		}
 		steps := 20 + w.dice.IntN(60)
@@ -238,7 +164,7 @@ func (w *world) run() {
 			steps = 3
 		}
 		for range steps {
-			if w.off() {
+			if w.machine.Off() {
 				break
 			}
 			w.step()
@@ -246,46 +172,26 @@ func (w *world) run() {
 			w.check()
 		}
 		if short > 0 {
-			w.mu.Lock()
-			w.crash()
-			w.mu.Unlock()
+			w.machine.Crash()
 		}
 		w.stop()
 	}
-	w.withFaults(false)
-	w.mu.Lock()
-	w.broken = false
-	w.mu.Unlock()
-	if !w.start() {
-		w.t.Fatal("the last start failed")
-	}
+	w.machine.Faults(0)
+	w.machine.Break(false)
+	w.start(false)
 	w.finish()
 	w.stop()
 }
 
-func (w *world) off() bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.dead
-}
-
-// start opens the buffer on what is there.
-func (w *world) start() bool {
-	w.mu.Lock()
-	w.dead = false
-	w.mu.Unlock()
-	w.mu.Lock()
-	w.note("start")
-	w.mu.Unlock()
-	m := &meta{db: &lockedStore{world: w}}
-	err := m.begin(0)
-	if err == nil {
-		var disks [NumClasses]log.Disk
-		for i, d := range w.disks {
-			disks[i] = d
-		}
-		w.b, err = open(m, disks, w.options.withDefaults())
+// start opens the buffer on what is there. Only a machine that has faults may fail.
+func (w *world) start(faults bool) bool {
+	w.life = w.machine.On()
+	parts := Parts{Meta: w.life.Store("meta")}
+	for c := range NumClasses {
+		parts.Disks[c] = w.life.Disk(c.String())
 	}
+	var err error
+	w.b, err = OpenParts(parts, w.options)
 	for _, q := range w.queues {
 		if err == nil {
 			q.o, err = w.b.Outbox(q.name, q.class)
@@ -302,9 +208,6 @@ func (w *world) start() bool {
 		}
 	}
 	if err != nil {
-		w.mu.Lock()
-		faults := w.faults
-		w.mu.Unlock()
 		if !faults {
 			w.t.Fatalf("seed %d: start: %v", w.seed, err)
 		}
@@ -316,7 +219,7 @@ func (w *world) start() bool {
 
 // stop ends the buffer, by a crash or well.
 func (w *world) stop() {
-	if w.off() {
+	if w.machine.Off() {
 		w.crashes++
 	}
 	if w.b == nil {
@@ -336,19 +239,22 @@ func (w *world) stop() {
 // told is a receipt.
 type told struct {
 	w      *world
+	life   *simulated.Life
 	n      int
 	queues []*queueModel
 	ended  []int // how often each had ended
 }
 
 func (r told) Stored(err error) {
+	_, boot := r.w.machine.Uptime()
+	r.life.Do(func() { r.tell(err, boot) }) // or nobody is there to hear it
+}
+
+func (r told) tell(err error, boot uint64) {
 	r.w.mu.Lock()
 	defer r.w.mu.Unlock()
-	if r.w.dead {
-		return // nobody is there to hear it
-	}
 	if s := r.w.sent[r.n]; s != nil {
-		s.stored, s.boot = time.Now(), r.w.clock.boot
+		s.stored, s.boot = time.Now(), boot
 	}
 	for i, q := range r.queues {
 		switch {
@@ -391,33 +297,27 @@ func (w *world) step() {
 		w.jump()
 	}
 	if w.dice.IntN(200) == 0 {
-		w.mu.Lock()
-		w.crash()
-		w.mu.Unlock()
+		w.machine.Crash()
 	}
 }
 
 // breakDisk lets every write fail from now on, or has that be over.
 func (w *world) breakDisk() {
-	w.mu.Lock()
 	was := w.broken
 	w.broken = !was && w.dice.IntN(6) == 0
-	if w.broken != was {
-		w.note("the disk is broken: %t", w.broken)
-	}
-	w.mu.Unlock()
+	w.machine.Break(w.broken)
 	switch {
 	case w.broken:
 		w.outages++
-	case was && !w.off() && w.options.Limits.MaxBytes == 0:
+	case was && !w.machine.Off() && w.options.Limits.MaxBytes == 0:
 		w.works()
 	}
 }
 
 // works has every class store a message again within 10 s.
 func (w *world) works() {
-	w.withFaults(false)
-	defer w.withFaults(true)
+	w.machine.Faults(0)
+	defer w.machine.Faults(1)
 	for _, q := range w.queues {
 		for began := time.Now(); ; time.Sleep(100 * time.Millisecond) {
 			w.appendTo(q.class, 1)
@@ -436,12 +336,6 @@ func (w *world) works() {
 	}
 }
 
-func (w *world) withFaults(on bool) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.faults = on
-}
-
 // end removes an outbox and makes it anew.
 func (w *world) end(q *queueModel) {
 	synctest.Wait()
@@ -449,7 +343,7 @@ func (w *world) end(q *queueModel) {
 	old := q.o.id
 	if err := w.b.Remove(q.o); err != nil {
 		q.unsure = true
-		w.lose()
+		w.machine.Crash() // nobody knows what the write has done
 		return
 	}
 	var err error
@@ -458,7 +352,7 @@ func (w *world) end(q *queueModel) {
 	}
 	if err != nil {
 		q.unsure = true
-		w.lose()
+		w.machine.Crash() // nobody knows what the write has done
 		return
 	}
 	if q.o.id == old || q.o.Ledger().Accepted != 0 {
@@ -466,16 +360,7 @@ func (w *world) end(q *queueModel) {
 	}
 	q.begin()
 	q.ended++
-	w.mu.Lock()
-	w.note("%s is removed", q.name)
-	w.mu.Unlock()
-}
-
-// lose crashes the machine because nobody knows what a write has done.
-func (w *world) lose() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.crash()
+	w.machine.Note("%s is removed", q.name)
 }
 
 func (w *world) append(n int) {
@@ -493,9 +378,7 @@ func (w *world) appendTo(class Class, n int) {
 	for _, q := range to {
 		ended = append(ended, q.ended)
 	}
-	w.mu.Lock()
-	w.note("append %d to %d to %d queues", w.next+1, w.next+n, len(to))
-	w.mu.Unlock()
+	w.machine.Note("append %d to %d to %d queues", w.next+1, w.next+n, len(to))
 	for range n {
 		w.next++
 		m := &Message{Topic: "t", Payload: fmt.Appendf(nil, "%d %s", w.next, bytes.Repeat([]byte("x"), w.dice.IntN(200))), Urgent: w.dice.IntN(2) == 0}
@@ -508,7 +391,7 @@ func (w *world) appendTo(class Class, n int) {
 			w.sent[w.next] = &sentModel{at: time.Now(), expiry: m.Expiry, queues: to}
 			w.mu.Unlock()
 		}
-		if err := w.b.Append(w.t.Context(), class, m, told{w, w.next, to, ended}); err != nil && !errors.Is(err, ErrFull) {
+		if err := w.b.Append(w.t.Context(), class, m, told{w, w.life, w.next, to, ended}); err != nil && !errors.Is(err, ErrFull) {
 			w.t.Fatalf("seed %d: append: %v", w.seed, err)
 		} else if err != nil {
 			for _, q := range to {
@@ -527,8 +410,12 @@ func (w *world) take(q *queueModel, wait time.Duration) {
 		n, err = q.reader.Next(ctx, dst)
 		cancel()
 	}
-	if err != nil && !errors.Is(err, errCrashed) && !errors.Is(err, context.DeadlineExceeded) {
+	if err != nil && !errors.Is(err, simulated.ErrOff) && !errors.Is(err, context.DeadlineExceeded) {
 		w.t.Fatalf("seed %d: next: %v", w.seed, err)
+	}
+	_, boot := w.machine.Uptime()
+	for _, d := range dst[:n] {
+		w.machine.Note("%s: %.8s comes as %d, dup %t", q.name, d.Payload, d.Ordinal, d.Dup)
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -537,7 +424,7 @@ func (w *world) take(q *queueModel, wait time.Duration) {
 		if _, err := fmt.Sscan(string(d.Payload), &i); err != nil {
 			w.t.Fatalf("seed %d: payload %q", w.seed, d.Payload)
 		}
-		if s := w.sent[i]; s != nil && !d.Dup && s.boot == w.clock.boot && time.Since(s.stored) > s.expiry {
+		if s := w.sent[i]; s != nil && !d.Dup && s.boot == boot && time.Since(s.stored) > s.expiry {
 			w.t.Fatalf("seed %d: %s: %d came out %v after it was stored, it was good for %v", w.seed, q.name, i, time.Since(s.stored), s.expiry)
 		}
 		switch {
@@ -553,7 +440,6 @@ func (w *world) take(q *queueModel, wait time.Duration) {
 			q.out[i] = true
 			w.delivered++
 		}
-		w.note("%s: %d comes as %d, dup %t", q.name, i, d.Ordinal, d.Dup)
 		if k := len(q.open); k > 0 && q.open[k-1].Ordinal >= d.Ordinal {
 			w.t.Fatalf("seed %d: %s: ordinal %d comes after %d", w.seed, q.name, d.Ordinal, q.open[k-1].Ordinal)
 		}
@@ -581,7 +467,7 @@ func (w *world) settle(q *queueModel, n int) {
 }
 
 func (w *world) check() {
-	if w.off() {
+	if w.machine.Off() {
 		return
 	}
 	for _, q := range w.queues {
@@ -677,4 +563,35 @@ func (w *world) finish() {
 			w.t.Errorf("seed %d: %d generations are left of a drained buffer", w.seed, n)
 		}
 	}
+}
+
+// reboot lets some time pass, and may start the machine anew, for want of power or
+// well.
+func (w *world) reboot() {
+	time.Sleep(time.Duration(w.dice.IntN(30)) * time.Second)
+	if w.dice.IntN(2) == 0 {
+		w.machine.Reboot(w.dice.IntN(2) == 0)
+		w.misset()
+	}
+}
+
+// jump may move the wall clock, or have it set right.
+func (w *world) jump() {
+	switch w.dice.IntN(4) {
+	case 0:
+		w.misset()
+	case 1:
+		w.machine.SetClock(0, true)
+	}
+}
+
+// misset sets the wall clock wrong, once the right time was made durable: nobody can
+// know better of the first time that is not absurd.
+func (w *world) misset() {
+	if w.machine.Rows("meta", bucketBoots) == 0 {
+		return
+	}
+	const year = 365 * 24 * time.Hour
+	shifts := []time.Duration{0, -60 * year, -time.Hour, 10 * year}
+	w.machine.SetClock(shifts[w.dice.IntN(len(shifts))], false)
 }

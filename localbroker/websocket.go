@@ -23,33 +23,10 @@ var subprotocols = []string{"mqtt", "mqttv3.1"}
 
 // serveWebSocket takes MQTT over WebSocket, MQTT 5 §6, until ln is closed.
 func (b *Broker) serveWebSocket(ctx context.Context, ln net.Listener, l Listener) {
-	var upgraded sync.WaitGroup
+	var upgrading sync.WaitGroup
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+l.WebSocket, func(w http.ResponseWriter, r *http.Request) {
-		if !slices.ContainsFunc(subprotocols, func(p string) bool { return offers(r, p) }) {
-			http.Error(w, "this is an MQTT broker: the WebSocket subprotocol must be mqtt", http.StatusBadRequest)
-			return
-		}
-		ws, err := websocket.Accept(w, r, &websocket.AcceptOptions{
-			Subprotocols:    subprotocols,
-			OriginPatterns:  originHosts(l.Origins),
-			CompressionMode: websocket.CompressionDisabled,
-		})
-		if err != nil {
-			b.stats.refusedConnections.Add(1)
-			b.log.Info("WebSocket refused", "listener", l.Name, "address", r.RemoteAddr, "err", err)
-			return // Accept has answered
-		}
-		ws.SetReadLimit(-1) // packets bound what is kept, and frames need not be packets
-		var identity *x509.Certificate
-		if r.TLS != nil && len(r.TLS.VerifiedChains) > 0 {
-			identity = r.TLS.PeerCertificates[0]
-		}
-		local, _ := r.Context().Value(http.LocalAddrContextKey).(net.Addr)
-		nc := newWSConn(ctx, ws, local, wsAddr(r.RemoteAddr))
-		upgraded.Add(1)
-		defer upgraded.Done()
-		if c := b.take(nc, l, identity); c != nil {
+		if c := b.upgrade(ctx, w, r, l, &upgrading); c != nil {
 			b.serve(ctx, c)
 		}
 	})
@@ -63,8 +40,36 @@ func (b *Broker) serveWebSocket(ctx context.Context, ln net.Listener, l Listener
 	if err := server.Serve(ln); err != nil && !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
 		b.log.Error("WebSocket listener failed", "listener", l.Name, "err", err)
 	}
-	_ = server.Close() // connections that are not upgraded; the others end with ctx
-	upgraded.Wait()
+	_ = server.Close() // connections that are not upgraded; the others end as all do
+	upgrading.Wait()
+}
+
+// upgrade makes a connection of a request, or refuses it.
+func (b *Broker) upgrade(ctx context.Context, w http.ResponseWriter, r *http.Request, l Listener, upgrading *sync.WaitGroup) *conn {
+	upgrading.Add(1)
+	defer upgrading.Done()
+	if !slices.ContainsFunc(subprotocols, func(p string) bool { return offers(r, p) }) {
+		http.Error(w, "this is an MQTT broker: the WebSocket subprotocol must be mqtt", http.StatusBadRequest)
+		return nil
+	}
+	ws, err := websocket.Accept(w, r, &websocket.AcceptOptions{
+		Subprotocols:    subprotocols,
+		OriginPatterns:  originHosts(l.Origins),
+		CompressionMode: websocket.CompressionDisabled,
+	})
+	if err != nil {
+		b.stats.refusedConnections.Add(1)
+		b.log.Info("WebSocket refused", "listener", l.Name, "address", r.RemoteAddr, "err", err)
+		return nil // Accept has answered
+	}
+	ws.SetReadLimit(-1) // packets bound what is kept, and frames need not be packets
+	var identity *x509.Certificate
+	if r.TLS != nil && len(r.TLS.VerifiedChains) > 0 {
+		identity = r.TLS.PeerCertificates[0]
+	}
+	local, _ := r.Context().Value(http.LocalAddrContextKey).(net.Addr)
+	nc := newWSConn(ctx, ws, local, wsAddr(r.RemoteAddr))
+	return b.take(nc, l, identity)
 }
 
 // offers reports whether a request offers a subprotocol.
