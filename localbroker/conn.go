@@ -43,19 +43,21 @@ type conn struct {
 	resumes   bool          // the session was there before
 	was       time.Duration // its expiry, then
 
-	outAliases map[string]uint16 // by topic; for the writing goroutine alone
+	outAliases    map[string]uint16 // by topic; for the writing goroutine alone
+	outAliasBytes int               // of those topics; likewise
 
 	// For the reading goroutine alone.
-	will    *will
-	aliases []string // of topics, from 1 on
-	in      packet.Publish
-	fanout  fanout
-	copies  []buffer.Copy
-	durable buffer.Message
-	now     time.Time // of the last read
-	last    time.Time // of the last packet
-	hurried bool      // the read deadline is for giving the buffer back
-	due     time.Time // when the next publish may come at Limits.MessagesPerSecond
+	will       *will
+	aliases    []string // of topics, from 1 on
+	aliasBytes int      // of those topics
+	in         packet.Publish
+	fanout     fanout
+	copies     []buffer.Copy
+	durable    buffer.Message
+	now        time.Time // of the last read
+	last       time.Time // of the last packet
+	hurried    bool      // the read deadline is for giving the buffer back
+	due        time.Time // when the next publish may come at Limits.MessagesPerSecond
 
 	cancel context.CancelCauseFunc // ends the connection
 	room   chan struct{}           // something that the reading goroutine may wait for has changed
@@ -84,6 +86,7 @@ func newConn(b *Broker, nc net.Conn, l Listener) *conn {
 		ended:    make(chan struct{}),
 		room:     make(chan struct{}, 1),
 		timeout:  writeTimeout,
+		last:     time.Now(),
 	}
 	c.reader = packet.NewReader(c, &b.blocks, unauthenticatedSize)
 	c.cancel = func(error) {}
@@ -151,7 +154,6 @@ func (c *conn) clientID() string {
 // run reads packets until the connection ends, and returns why.
 func (c *conn) run(ctx context.Context) error {
 	c.now = time.Now()
-	c.last = c.now
 	c.keepalive = c.b.limits.ConnectTimeout
 	if err := c.handshake(ctx); err != nil {
 		return err

@@ -196,9 +196,14 @@ func (c *conn) resolveAlias(p *packet.Publish) error {
 		if a >= len(c.aliases) {
 			c.aliases = append(c.aliases, make([]string, a+1-len(c.aliases))...)
 		}
-		if c.aliases[a] != p.Topic {
-			c.aliases[a] = strings.Clone(p.Topic) // it outlives the packet
+		if c.aliases[a] == p.Topic {
+			return nil
 		}
+		c.aliasBytes += len(p.Topic) - len(c.aliases[a])
+		if limit := c.b.limits.aliasBytes(); c.aliasBytes > limit {
+			return packet.Errorf(packet.QuotaExceeded, "topic aliases for more than %d bytes of topics", limit)
+		}
+		c.aliases[a] = strings.Clone(p.Topic) // it outlives the packet
 	case a >= len(c.aliases) || c.aliases[a] == "":
 		return packet.Errorf(packet.ProtocolError, "topic alias %d was never set", a)
 	default:
@@ -240,8 +245,9 @@ func (c *conn) refused(m *Message) error {
 		return packet.Errorf(packet.TopicNameInvalid, "a topic with more than %d levels", c.b.limits.TopicLevels)
 	case ownTopic(m.Topic), !c.session.mayPublish(m.Topic):
 		return packet.Errorf(packet.NotAuthorized, "no right to publish to %s", m.Topic)
-	case c.b.retained.full(m, c.b.limits.RetainedMessages):
-		return packet.Errorf(packet.QuotaExceeded, "more than %d retained messages", c.b.limits.RetainedMessages)
+	}
+	if what := c.b.retained.full(m, &c.b.limits); what != "" {
+		return packet.Errorf(packet.QuotaExceeded, "%s", what)
 	}
 	return nil
 }

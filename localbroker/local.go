@@ -25,8 +25,8 @@ func (b *Broker) Publish(ctx context.Context, m *Message, r buffer.Receipt) erro
 	if err := m.Props.CheckPublish(); err != nil {
 		return fmt.Errorf("publish to %q: %w", m.Topic, err)
 	}
-	if b.retained.full(m, b.limits.RetainedMessages) {
-		return fmt.Errorf("publish to %q: more than %d retained messages", m.Topic, b.limits.RetainedMessages)
+	if what := b.retained.full(m, &b.limits); what != "" {
+		return fmt.Errorf("publish to %q: %s", m.Topic, what)
 	}
 	p := &ownPublish{publish: publish{Message: *m}, b: b, receipt: r}
 	if p.Received.IsZero() {
@@ -115,7 +115,7 @@ func (b *Broker) Subscribe(filter string, qos byte, h func(*Message)) (cancel fu
 	b.index.replace(nil, sub)
 	var replay []replayed
 	if share, inner := topic.SplitShared(filter); share == "" {
-		replay = sub.replay(inner)
+		replay, _ = sub.replay(inner)
 	}
 	s.endReplay(replay)
 	return s.handler.cancel, nil

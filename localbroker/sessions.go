@@ -280,6 +280,7 @@ func (b *Broker) restore(all saved) {
 				sub.ids = []uint32{saved.id}
 			}
 			s.subscriptions[sub.filter] = sub
+			s.filterBytes += len(sub.filter)
 			b.index.replace(nil, sub)
 		}
 		for id, class := range all.ids[one.id] {

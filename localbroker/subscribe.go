@@ -31,9 +31,11 @@ func (c *conn) handleSubscribe(ctx context.Context, body []byte) error {
 	var durable []*subscription // that get their retained messages from the log
 	var record []byte
 	s := c.session
+	waits := s.replayWaits()
 	s.beginReplay()
 	for _, o := range p.Subscriptions {
-		reason, sub, found := c.subscribe(o, ids, len(replay))
+		reason, sub, found, n := c.subscribe(o, ids, waits)
+		waits += n
 		if sub != nil && s.kept != nil {
 			record = sub.appendRecord(record)
 			if sub.replaying.Load() != nil {
@@ -91,54 +93,57 @@ func (sub *subscription) appendRecord(dst []byte) []byte {
 }
 
 // subscribe adds one subscription, or puts it in the place of the one with the
-// same filter. It returns the retained messages to send from memory; more of them
-// wait already.
-func (c *conn) subscribe(o packet.Subscription, ids []uint32, more int) (packet.Reason, *subscription, []replayed) {
+// same filter. It returns the retained messages to send from memory, and how many there
+// are, those to be sent from the log included; waits is how many wait already.
+func (c *conn) subscribe(o packet.Subscription, ids []uint32, waits int) (r packet.Reason, sub *subscription, replay []replayed, n int) {
 	s, limits := c.session, &c.b.limits
 	share, filter := topic.SplitShared(o.Filter)
 	old := s.subscriptions[o.Filter]
+	replays := share == "" && o.RetainHandling != 2 && (o.RetainHandling == 0 || old == nil) // §3.3.1.3, §4.8.2
 	switch {
 	case topic.Levels(filter) > limits.TopicLevels:
-		return packet.TopicFilterInvalid, nil, nil
+		return packet.TopicFilterInvalid, nil, nil, 0
 	case !s.maySubscribe(filter):
-		return packet.NotAuthorized, nil, nil
-	case old == nil && len(s.subscriptions) >= limits.SubscriptionsPerClient:
-		return packet.QuotaExceeded, nil, nil
+		return packet.NotAuthorized, nil, nil, 0
+	case old == nil && (len(s.subscriptions) >= limits.SubscriptionsPerClient || s.filterBytes+len(o.Filter) > limits.subscriptionBytes()):
+		return packet.QuotaExceeded, nil, nil, 0
+	case replays && waits > 0 && waits >= limits.RetainedMessages:
+		return packet.QuotaExceeded, nil, nil, 0 // without a look at what there is: it may be asked for very often
 	}
-	sub := &subscription{session: s, filter: strings.Clone(o.Filter), qos: o.QoS, noLocal: o.NoLocal, retainAsPublished: o.RetainAsPublished, ids: ids}
-	replays := share == "" && o.RetainHandling != 2 && (o.RetainHandling == 0 || old == nil) // §3.3.1.3, §4.8.2
+	sub = &subscription{session: s, filter: strings.Clone(o.Filter), qos: o.QoS, noLocal: o.NoLocal, retainAsPublished: o.RetainAsPublished, ids: ids}
 	if replays && s.kept != nil && sub.qos > 0 {
 		sub.replaying.Store(new(replaying))
 	}
-	s.subscriptions[sub.filter] = sub
 	c.b.index.replace(old, sub)
-	if !replays {
-		return packet.Reason(sub.qos), sub, nil
+	if replays {
+		if replay, n = sub.replay(filter); waits > 0 && waits+n > limits.RetainedMessages {
+			c.b.index.replace(sub, old)
+			return packet.QuotaExceeded, nil, nil, 0
+		}
 	}
-	replay := sub.replay(filter)
-	if waits := more + s.replayWaits(); waits > 0 && waits+len(replay) > limits.RetainedMessages {
-		delete(s.subscriptions, o.Filter)
-		c.b.index.replace(sub, nil)
-		return packet.QuotaExceeded, nil, nil
+	if s.subscriptions[sub.filter] = sub; old == nil {
+		s.filterBytes += len(sub.filter)
 	}
-	return packet.Reason(sub.qos), sub, replay
+	return packet.Reason(sub.qos), sub, replay, n
 }
 
 // replay is what a new subscription gets of the retained messages from memory: all,
-// or with a session that is kept those of QoS 0.
-func (sub *subscription) replay(filter string) []replayed {
+// or with a session that is kept those of QoS 0; n counts all.
+func (sub *subscription) replay(filter string) (out []replayed, n int) {
 	s := sub.session
 	var place uint64
 	found := s.b.retained.match(filter, func() { place = s.place() })
-	out := make([]replayed, 0, len(found))
+	out = make([]replayed, 0, len(found))
 	for _, m := range found {
-		d := sub.retainedDelivery(m)
-		if s.kept != nil && d.qos > 0 || !sub.wants(m) {
+		if !sub.wants(m) {
 			continue
 		}
-		out = append(out, replayed{delivery: d, after: place})
+		n++
+		if d := sub.retainedDelivery(m); s.kept == nil || d.qos == 0 {
+			out = append(out, replayed{delivery: d, after: place})
+		}
 	}
-	return out
+	return out, n
 }
 
 func (sub *subscription) wants(m *Message) bool {
@@ -191,6 +196,7 @@ func (c *conn) handleUnsubscribe(ctx context.Context, body []byte) error {
 		reason := packet.NoSubscriptionExisted
 		if sub := c.session.subscriptions[filter]; sub != nil {
 			delete(c.session.subscriptions, filter)
+			c.session.filterBytes -= len(filter)
 			c.b.index.replace(sub, nil)
 			reason = packet.Success
 			if c.session.kept != nil {

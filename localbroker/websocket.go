@@ -33,10 +33,11 @@ func (b *Broker) serveWebSocket(ctx context.Context, ln net.Listener, l Listener
 	server := &http.Server{
 		Handler:           mux,
 		ReadHeaderTimeout: b.limits.ConnectTimeout,
-		IdleTimeout:       b.limits.ConnectTimeout,
 		MaxHeaderBytes:    unauthenticatedSize,
+		ConnContext:       withBounded,
 		ErrorLog:          slog.NewLogLogger(b.log.Handler(), slog.LevelDebug),
 	}
+	server.SetKeepAlivesEnabled(false) // who is not upgraded need not stay
 	if err := server.Serve(ln); err != nil && !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
 		b.log.Error("WebSocket listener failed", "listener", l.Name, "err", err)
 	}
@@ -62,6 +63,8 @@ func (b *Broker) upgrade(ctx context.Context, w http.ResponseWriter, r *http.Req
 		b.log.Info("WebSocket refused", "listener", l.Name, "address", r.RemoteAddr, "err", err)
 		return nil // Accept has answered
 	}
+	bounded := r.Context().Value(boundedKey{}).(*boundedConn)
+	bounded.upgrade()
 	ws.SetReadLimit(-1) // packets bound what is kept, and frames need not be packets
 	var identity *x509.Certificate
 	if r.TLS != nil && len(r.TLS.VerifiedChains) > 0 {
@@ -69,7 +72,7 @@ func (b *Broker) upgrade(ctx context.Context, w http.ResponseWriter, r *http.Req
 	}
 	local, _ := r.Context().Value(http.LocalAddrContextKey).(net.Addr)
 	nc := newWSConn(ctx, ws, local, wsAddr(r.RemoteAddr))
-	return b.take(nc, l, identity)
+	return b.take(nc, l, identity, bounded.began)
 }
 
 // offers reports whether a request offers a subprotocol.
