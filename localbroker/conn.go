@@ -144,6 +144,22 @@ func (c *conn) panicked(r any) error {
 	return packet.Errorf(packet.ImplementationSpecific, "internal error")
 }
 
+// guard keeps a panic in f, which belongs to no connection, from ending the process:
+// the next round may go better. It returns an error if there was one.
+func (b *Broker) guard(part string, f func()) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			b.stats.panics.Add(1)
+			b.log.Error("panic", "in", part, "panic", r, "stack", string(debug.Stack()))
+			err = errPanicked
+		}
+	}()
+	f()
+	return nil
+}
+
+var errPanicked = errors.New("internal error")
+
 func (c *conn) clientID() string {
 	if c.session == nil {
 		return ""

@@ -485,27 +485,31 @@ func (m *marker) run() {
 			return
 		}
 		m.mu.Unlock()
-		var outboxes []*buffer.Outbox
-		for k := range waiting {
-			k.flushing()
-			outboxes = append(outboxes, k.outboxes()...)
-		}
-		err := m.b.options.State.buffer.Flush(outboxes...)
-		if err != nil {
-			m.b.log.Error("answers of QoS 2 subscribers could not be made durable; their connections end", "err", err)
-		}
-		for k := range waiting {
-			c := k.s.conn.Load()
-			switch {
-			case c == nil: // the PUBRELs are sent when it comes back
-				if err == nil {
-					k.released()
-				}
-			case err != nil:
-				c.end(packet.Errorf(packet.ImplementationSpecific, "the disk failed"))
-			default:
-				c.sendPubrels(k.released())
+		_ = m.b.guard("answers of QoS 2 subscribers", func() { m.flush(waiting) })
+	}
+}
+
+func (m *marker) flush(waiting map[*kept]struct{}) {
+	var outboxes []*buffer.Outbox
+	for k := range waiting {
+		k.flushing()
+		outboxes = append(outboxes, k.outboxes()...)
+	}
+	err := m.b.options.State.buffer.Flush(outboxes...)
+	if err != nil {
+		m.b.log.Error("answers of QoS 2 subscribers could not be made durable; their connections end", "err", err)
+	}
+	for k := range waiting {
+		c := k.s.conn.Load()
+		switch {
+		case c == nil: // the PUBRELs are sent when it comes back
+			if err == nil {
+				k.released()
 			}
+		case err != nil:
+			c.end(packet.Errorf(packet.ImplementationSpecific, "the disk failed"))
+		default:
+			c.sendPubrels(k.released())
 		}
 	}
 }

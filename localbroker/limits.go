@@ -80,6 +80,9 @@ func (l *Limits) aliasBytes() int { return together(l.TopicAliases, 1<<10, 64<<1
 const (
 	// unauthenticatedSize is the longest packet before a client is let in.
 	unauthenticatedSize = 16 << 10
+	// upgradeSize is the longest header of a request for a WebSocket, to which net/http
+	// adds 4 KiB of its own.
+	upgradeSize = 4 << 10
 	// spareSockets are connections beyond Limits.Clients, so that a client that
 	// is too many is told so.
 	spareSockets = 64

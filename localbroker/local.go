@@ -34,7 +34,11 @@ func (b *Broker) Publish(ctx context.Context, m *Message, r buffer.Receipt) erro
 	}
 	f := b.fanouts.Get().(*fanout)
 	p.class = buffer.Local
-	copies, err := b.destinations(&p.publish, nil, f, nil)
+	var copies []buffer.Copy
+	var err error
+	if panicked := b.guard("publish", func() { copies, err = b.destinations(&p.publish, nil, f, nil) }); panicked != nil {
+		err, f = panicked, new(fanout) // what f was about is not known
+	}
 	b.fanouts.Put(f)
 	if err != nil {
 		b.stats.refused.Add(1)
@@ -70,19 +74,23 @@ func (p *ownPublish) Stored(err error) {
 	if err != nil {
 		p.b.stats.refused.Add(1)
 	} else {
-		f := p.b.fanouts.Get().(*fanout)
-		p.stamp = p.b.stamps.Add(1)
-		p.b.route(&p.Message, nil, p.direct, f)
-		if p.Retain && p.QoS > 0 && p.b.index.keeps.Load() {
-			p.b.late(&p.Message, nil, p.changes, f)
-		}
-		f.wake()
-		p.b.fanouts.Put(f)
+		_ = p.b.guard("fan-out", p.route)
 	}
 	if p.receipt != nil {
 		p.receipt.Stored(err)
 		p.receipt = nil
 	}
+}
+
+func (p *ownPublish) route() {
+	f := p.b.fanouts.Get().(*fanout)
+	p.stamp = p.b.stamps.Add(1)
+	p.b.route(&p.Message, nil, p.direct, f)
+	if p.Retain && p.QoS > 0 && p.b.index.keeps.Load() {
+		p.b.late(&p.Message, nil, p.changes, f)
+	}
+	f.wake()
+	p.b.fanouts.Put(f)
 }
 
 // handler is a subscriber inside of the process.
@@ -156,7 +164,7 @@ func (h *handler) run() {
 			var batch []outgoing
 			batch, more, _ = h.s.take(nil, space[:0], writeSize) // it is not a kept one
 			for _, o := range batch {
-				h.do(o.m)
+				_ = h.s.b.guard("subscriber inside of the process", func() { h.do(o.m) })
 			}
 		}
 	}

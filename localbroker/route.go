@@ -198,26 +198,28 @@ func (b *Broker) late(m *Message, from *session, since uint64, f *fanout) {
 // sendLate has a message that was published already made durable for sessions that
 // get it in addition. It does not wait.
 func (b *Broker) sendLate(m *Message, to []receiver) {
-	b.background.begin(func() {
-		class, _ := b.classOf(m)
-		d := new(buffer.Message)
-		var copies []buffer.Copy
-		for _, r := range to {
-			c, err := r.s.kept.copy(&r.delivery, class)
-			if err != nil {
-				b.log.Error("message could not be stored for a session", "client", r.s.id, "err", err)
-				continue
-			}
-			copies = append(copies, c)
+	b.background.begin(func() { _ = b.guard("late message", func() { b.storeLate(m, to) }) })
+}
+
+func (b *Broker) storeLate(m *Message, to []receiver) {
+	class, _ := b.classOf(m)
+	d := new(buffer.Message)
+	var copies []buffer.Copy
+	for _, r := range to {
+		c, err := r.s.kept.copy(&r.delivery, class)
+		if err != nil {
+			b.log.Error("message could not be stored for a session", "client", r.s.id, "err", err)
+			continue
 		}
-		if len(copies) == 0 {
-			return
-		}
-		m.durable(d, copies)
-		if err := b.options.Buffer.Append(context.Background(), class, d, noReceipt{}); err != nil {
-			b.log.Error("message could not be stored for sessions", "err", err)
-		}
-	})
+		copies = append(copies, c)
+	}
+	if len(copies) == 0 {
+		return
+	}
+	m.durable(d, copies)
+	if err := b.options.Buffer.Append(context.Background(), class, d, noReceipt{}); err != nil {
+		b.log.Error("message could not be stored for sessions", "err", err)
+	}
 }
 
 // classOf is the class that a message has in the log, and whether a durable

@@ -193,7 +193,7 @@ func (b *Broker) tidy(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case now := <-tick.C:
-			b.tidySessions(ctx, now)
+			_ = b.guard("sessions that expire", func() { b.tidySessions(ctx, now) })
 			topics := b.retained.expire(now)
 			if st := b.options.State; st != nil && len(topics) > 0 {
 				if err := st.forgetRetained(topics); err != nil {
@@ -232,13 +232,7 @@ func (b *Broker) tidySessions(ctx context.Context, now time.Time) {
 		if !free {
 			continue // the client has come back
 		}
-		if s.expired(now) {
-			b.log.Debug("session expired", "client", s.id)
-			b.stats.sessionsExpired.Add(1)
-			b.endSession(ctx, s)
-		} else {
-			b.publishDue(ctx, s, now)
-		}
+		b.tidySession(ctx, s, now)
 		b.mu.Lock()
 		if b.claims[s.id] == c {
 			delete(b.claims, s.id)
@@ -246,6 +240,19 @@ func (b *Broker) tidySessions(ctx context.Context, now time.Time) {
 		b.mu.Unlock()
 		close(c.ended)
 	}
+}
+
+// tidySession ends a session or publishes its will. Its client id is claimed.
+func (b *Broker) tidySession(ctx context.Context, s *session, now time.Time) {
+	_ = b.guard("session that expires", func() {
+		if s.expired(now) {
+			b.log.Debug("session expired", "client", s.id)
+			b.stats.sessionsExpired.Add(1)
+			b.endSession(ctx, s)
+		} else {
+			b.publishDue(ctx, s, now)
+		}
+	})
 }
 
 // restore makes what was saved.

@@ -31,7 +31,7 @@ func FuzzPattern(f *testing.F) {
 		if r.MayPublish(name) && !users && name != "clients/"+id {
 			t.Fatalf("client %q, user %q may write %q", id, user, name)
 		}
-		for _, filter := range []string{"#", "users/#", "users/+/x", "+/" + name} {
+		for _, filter := range []string{"other/#", "clients/+", "+"} { // nothing that may be read matches them
 			if r.MaySubscribe(filter) {
 				t.Fatalf("client %q, user %q may subscribe to %q", id, user, filter)
 			}
