@@ -12,6 +12,7 @@ import (
 
 	"github.com/fieldferry/fieldferry/buffer"
 	"github.com/fieldferry/fieldferry/buffer/rows"
+	"github.com/fieldferry/fieldferry/localbroker/topic"
 )
 
 const (
@@ -251,11 +252,16 @@ func (s *State) load() (all saved, err error) {
 		for k, v := range tx.Rows(tableSubs, nil) {
 			f := fields{p: v}
 			sub := savedSubscription{flags: f.byte(), id: uint32(f.uvarint())}
-			if f.bad || len(k) < 9 {
+			if len(k) > 8 {
+				sub.filter = string(k[8:])
+			}
+			if f.more() { // the key has just its beginning
+				sub.filter = f.text()
+			}
+			if f.bad || sub.flags&3 > 2 || topic.CheckFilter(sub.filter, 0) != nil {
 				bad++
 				continue
 			}
-			sub.filter = string(k[8:])
 			id := binary.BigEndian.Uint64(k)
 			all.subs[id] = append(all.subs[id], sub)
 		}
@@ -282,7 +288,7 @@ func (s *State) load() (all saved, err error) {
 			for k, v := range tx.Rows(table, nil) {
 				f := fields{p: append([]byte(nil), v...)}
 				m := f.message()
-				if f.bad {
+				if f.bad || m.QoS > 2 || topic.CheckName(m.Topic, 0) != nil {
 					bad++
 					continue
 				}
@@ -303,14 +309,14 @@ func (s *State) load() (all saved, err error) {
 
 // forgetRetained deletes the rows of retained messages that have expired, unless
 // others came.
-func (s *State) forgetRetained(topics []string) error {
+func (s *State) forgetRetained(names []string) error {
 	return s.table.Update(func(tx rows.Tx) error {
-		for _, topic := range topics {
-			f := fields{p: tx.Get(tableRetained, []byte(topic))}
+		for _, name := range names {
+			f := fields{p: tx.Get(tableRetained, nameKey(nil, name))}
 			if m := f.message(); f.bad || m.Expiry == 0 || s.buffer.Age(m.since) < m.Expiry {
 				continue
 			}
-			if err := tx.Delete(tableRetained, []byte(topic)); err != nil {
+			if err := tx.Delete(tableRetained, nameKey(nil, name)); err != nil {
 				return err
 			}
 		}
