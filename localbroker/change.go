@@ -1,7 +1,6 @@
 package localbroker
 
 import (
-	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
 	"strings"
@@ -180,20 +179,6 @@ func (f *fields) message() (m savedMessage) {
 	return m
 }
 
-// longestName is the longest name that is part of a key as it is: bbolt takes keys of
-// 32 KiB, and names may have twice that.
-const longestName = 32<<10 - 64
-
-// nameKey is the key of a name: itself, or of a long one the beginning and a sum of all.
-// The row has the name then.
-func nameKey(prefix []byte, name string) []byte {
-	if len(name) <= longestName {
-		return append(prefix, name...)
-	}
-	sum := sha256.Sum256([]byte(name))
-	return append(append(prefix, name[:longestName-len(sum)]...), sum[:]...)
-}
-
 func sessionPrefix(id uint64) []byte { return binary.BigEndian.AppendUint64(nil, id) }
 
 // apply makes one change to the tables.
@@ -231,16 +216,12 @@ func apply(tx rows.Tx, d *buffer.Delivery, stamp func(ago time.Duration) buffer.
 		for id := f.uvarint(); f.more() && err == nil; {
 			s := savedSubscription{filter: f.text(), flags: f.byte(), id: uint32(f.uvarint())}
 			if !f.bad {
-				row := s.append(nil)
-				if len(s.filter) > longestName {
-					row = appendText(row, s.filter)
-				}
-				err = tx.Put(tableSubs, nameKey(sessionPrefix(id), s.filter), row)
+				err = tx.Put(tableSubs, append(sessionPrefix(id), s.filter...), s.append(nil))
 			}
 		}
 	case changeUnsubscribe:
 		for id := f.uvarint(); f.more() && err == nil; {
-			err = tx.Delete(tableSubs, nameKey(sessionPrefix(id), f.text()))
+			err = tx.Delete(tableSubs, append(sessionPrefix(id), f.text()...))
 		}
 	case changeRelease:
 		id, packetID := f.uvarint(), uint16(f.uvarint())
@@ -284,10 +265,10 @@ func applyPublish(tx rows.Tx, d *buffer.Delivery, stamp func(time.Duration) buff
 	case m.flags&markRetain == 0:
 		return nil
 	case len(d.Payload) == 0, d.Expiry > 0 && d.Age() >= d.Expiry: // [MQTT-3.3.1-6]
-		return tx.Delete(tableRetained, nameKey(nil, m.topic))
+		return tx.Delete(tableRetained, []byte(m.topic))
 	}
 	saved := savedMessage{Message: Message{Topic: m.topic, Payload: d.Payload, Props: d.Props, QoS: d.QoS, Retain: true, Expiry: d.Expiry}, since: stamp(d.Age())}
-	return tx.Put(tableRetained, nameKey(nil, m.topic), saved.append(nil))
+	return tx.Put(tableRetained, []byte(m.topic), saved.append(nil))
 }
 
 // endSession deletes what belongs to a session.

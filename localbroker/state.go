@@ -12,7 +12,6 @@ import (
 
 	"github.com/fieldferry/fieldferry/buffer"
 	"github.com/fieldferry/fieldferry/buffer/rows"
-	"github.com/fieldferry/fieldferry/localbroker/topic"
 )
 
 const (
@@ -252,16 +251,11 @@ func (s *State) load() (all saved, err error) {
 		for k, v := range tx.Rows(tableSubs, nil) {
 			f := fields{p: v}
 			sub := savedSubscription{flags: f.byte(), id: uint32(f.uvarint())}
-			if len(k) > 8 {
-				sub.filter = string(k[8:])
-			}
-			if f.more() { // the key has just its beginning
-				sub.filter = f.text()
-			}
-			if f.bad || sub.flags&3 > 2 || topic.CheckFilter(sub.filter, 0) != nil {
+			if f.bad || len(k) < 9 {
 				bad++
 				continue
 			}
+			sub.filter = string(k[8:])
 			id := binary.BigEndian.Uint64(k)
 			all.subs[id] = append(all.subs[id], sub)
 		}
@@ -288,7 +282,7 @@ func (s *State) load() (all saved, err error) {
 			for k, v := range tx.Rows(table, nil) {
 				f := fields{p: append([]byte(nil), v...)}
 				m := f.message()
-				if f.bad || m.QoS > 2 || topic.CheckName(m.Topic, 0) != nil {
+				if f.bad {
 					bad++
 					continue
 				}
@@ -309,14 +303,14 @@ func (s *State) load() (all saved, err error) {
 
 // forgetRetained deletes the rows of retained messages that have expired, unless
 // others came.
-func (s *State) forgetRetained(names []string) error {
+func (s *State) forgetRetained(topics []string) error {
 	return s.table.Update(func(tx rows.Tx) error {
-		for _, name := range names {
-			f := fields{p: tx.Get(tableRetained, nameKey(nil, name))}
+		for _, topic := range topics {
+			f := fields{p: tx.Get(tableRetained, []byte(topic))}
 			if m := f.message(); f.bad || m.Expiry == 0 || s.buffer.Age(m.since) < m.Expiry {
 				continue
 			}
-			if err := tx.Delete(tableRetained, nameKey(nil, name)); err != nil {
+			if err := tx.Delete(tableRetained, []byte(topic)); err != nil {
 				return err
 			}
 		}

@@ -3,7 +3,6 @@ package localbroker
 import (
 	"context"
 	"errors"
-	"strings"
 	"testing"
 	"time"
 
@@ -72,54 +71,4 @@ func TestFullBufferLetsClientsIn(t *testing.T) {
 	pub.expect(packet.PUBCOMP, 1)
 	c, _ := keep(t, h.Broker, packet.V5, "c", withWill("a", 0))
 	c.sub("b")
-}
-
-// What has a name that is longer than a key may be outlives the process, too.
-func TestLongNamesAreKept(t *testing.T) {
-	long := func(last string) string { return strings.Repeat("long", 16_000) + last }
-	h := openHouse(t, t.TempDir(), houseOptions{})
-	sub, _ := keep(t, h.Broker, packet.V5, "sub")
-	for _, last := range []string{"a", "b", "c"} {
-		sub.sub(long(last))
-	}
-	sub.send((&packet.Unsubscribe{PacketID: 1, Filters: []string{long("c")}}).Append(nil, sub.v))
-	sub.expect(packet.UNSUBACK, 1)
-	sub.goodbye()
-	pub, _ := keep(t, h.Broker, packet.V5, "pub", withWill(long("w")[60_000:], 0))
-	for i, last := range []string{"r", "s", "t"} {
-		pub.publish(long(last), last, 1, uint16(i+1), retain)
-		pub.expectAck(uint16(i + 1))
-	}
-	pub.publish(long("t"), "", 1, 9, retain)
-	pub.expectAck(9)
-	pub.goodbye()
-	if err := h.state.drain(); err != nil {
-		t.Fatal(err)
-	}
-	h = openHouse(t, h.crashed(), houseOptions{})
-	if s := h.Stats(); s.RetainedMessages != 2 || s.Subscriptions != 2 {
-		t.Errorf("%d retained messages and %d subscriptions, want 2 and 2", s.RetainedMessages, s.Subscriptions)
-	}
-	sub, _ = keep(t, h.Broker, packet.V5, "sub")
-	for _, last := range []string{"a", "b"} {
-		if err := h.Publish(t.Context(), &Message{Topic: long(last), Payload: []byte(last), QoS: 1}, nil); err != nil {
-			t.Fatal(err)
-		}
-		if p := sub.expectPublish(); p.Topic != long(last) || string(p.Payload) != last {
-			t.Errorf("%s in the place of %s", p.Payload, last)
-		}
-	}
-	other := connect(t, h.Broker, packet.V5, "other")
-	other.sub("#")
-	seen := ""
-	for range 2 {
-		p := other.expectPublish()
-		if p.Topic != long(string(p.Payload)) {
-			t.Errorf("a topic of %d bytes with %s", len(p.Topic), p.Payload)
-		}
-		seen += string(p.Payload)
-	}
-	if seen != "rs" && seen != "sr" {
-		t.Errorf("retained are %s", seen)
-	}
 }
