@@ -27,8 +27,13 @@ interop:
 	$(GO) test -count=1 ./localbroker/conformance -broker mosquitto
 	$(GO) test -tags interop -count=1 -timeout 20m -run '^TestInterop' ./...
 
+# Benchmarks, then ratios to a plain log and to another broker, each measured in turns.
+# Nothing else should run on the machine.
 bench:
+	.ci/peers
 	$(GO) test -run '^$$' -bench . -benchtime 1s ./...
+	$(GO) run ./cmd/fieldbench buffer
+	$(GO) run ./cmd/fieldbench broker
 
 clean:
 	rm -rf bin
