@@ -228,17 +228,6 @@ type recording struct {
 	lives   [][]step
 }
 
-// ramDir is a folder on a disk of memory, where there is one.
-func ramDir(t *testing.T) string {
-	t.Helper()
-	dir, err := os.MkdirTemp("/dev/shm", "fieldferry-test-")
-	if err != nil {
-		return t.TempDir()
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	return dir
-}
-
 // record runs some lives on one folder. inject is strace's, to make calls fail.
 func record(t *testing.T, o recordedOptions, seed uint64, inject string) *recording {
 	t.Helper()

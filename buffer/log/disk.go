@@ -3,14 +3,17 @@ package log
 import (
 	"bytes"
 	"cmp"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"iter"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"go.etcd.io/bbolt"
 )
@@ -193,13 +196,51 @@ func removeIfThere(path string) error {
 func (f *files) Open(id GenID) (g Generation, err error) {
 	path := f.path(id)
 	err = Guard(func() error {
-		db, err := bbolt.Open(path, 0o600, &bbolt.Options{ReadOnly: true, NoStatistics: true})
+		f, err := openFile(path, 0)
 		if err == nil {
-			g = &file{db: db}
+			g = f
 		}
 		return err
 	})
 	return g, err
+}
+
+// openFile opens a file for reading. timeout is for its lock; 0 waits.
+func openFile(path string, timeout time.Duration) (*file, error) {
+	db, err := bbolt.Open(path, 0o600, &bbolt.Options{ReadOnly: true, NoStatistics: true, Timeout: timeout})
+	if err != nil {
+		return nil, err
+	}
+	if err := checkMeta(path, db.Info().PageSize); err != nil {
+		return nil, errors.Join(err, db.Close())
+	}
+	return &file{db: db}, nil
+}
+
+// checkMeta looks at both meta pages of a file. Where one is damaged, bbolt goes by
+// the other, and if that is the older one the last block is not in its tree.
+func checkMeta(path string, pageSize int) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	// The page's header, then: magic, version, page size and flags u32, root page,
+	// its sequence, free list, high water mark and transaction u64, and their FNV-1a,
+	// in the machine's byte order (bbolt v1.5, internal/common/meta.go).
+	const pageHeader, summed = 16, 56
+	p := make([]byte, pageHeader+summed+8)
+	for i := range 2 {
+		if _, err := f.ReadAt(p, int64(i*pageSize)); err != nil {
+			return fmt.Errorf("read meta page %d of %s: %w", i, path, err)
+		}
+		sum := fnv.New64a()
+		sum.Write(p[pageHeader : pageHeader+summed])
+		if sum.Sum64() != binary.NativeEndian.Uint64(p[pageHeader+summed:]) {
+			return fmt.Errorf("meta page %d of %s: checksum: %w", i, path, ErrDamaged)
+		}
+	}
+	return nil
 }
 
 func (f *files) Sync(id GenID) error {
