@@ -182,6 +182,9 @@ func (f *Folder) readMeta() error {
 		if db, err = bbolt.Open(f.temp, 0o600, &bbolt.Options{ReadOnly: true, NoStatistics: true}); err != nil {
 			return fmt.Errorf("%v: %w", err, log.ErrDamaged)
 		}
+		if err := log.CheckTree(f.temp, db.Info().PageSize); err != nil {
+			return err
+		}
 		return db.View(func(tx *bbolt.Tx) error {
 			for _, name := range buckets {
 				if tx.Bucket([]byte(name)) == nil {

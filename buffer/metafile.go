@@ -70,6 +70,9 @@ func tryMeta(path string, pageSize int, above uint32) (m *meta, err error) {
 		case err != nil: // what bbolt says of the file's bytes
 			return fmt.Errorf("open %s: %v: %w", path, err, log.ErrDamaged)
 		}
+		if err := log.CheckTree(path, db.Info().PageSize); err != nil {
+			return fmt.Errorf("read: %w", err)
+		}
 		free := func() (int64, error) { return log.Free(filepath.Dir(path)) }
 		m = &meta{db: &metaFile{db, path, newBallast(filepath.Join(filepath.Dir(path), "ballast"), free)}}
 		if err := makeBuckets(db); err != nil {

@@ -3,10 +3,8 @@ package log
 import (
 	"bytes"
 	"cmp"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/fnv"
 	"iter"
 	"os"
 	"path/filepath"
@@ -211,36 +209,10 @@ func openFile(path string, timeout time.Duration) (*file, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := checkMeta(path, db.Info().PageSize); err != nil {
+	if err := checkTree(path, db.Info().PageSize, true); err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
 	return &file{db: db}, nil
-}
-
-// checkMeta looks at both meta pages of a file. Where one is damaged, bbolt goes by
-// the other, and if that is the older one the last block is not in its tree.
-func checkMeta(path string, pageSize int) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	// The page's header, then: magic, version, page size and flags u32, root page,
-	// its sequence, free list, high water mark and transaction u64, and their FNV-1a,
-	// in the machine's byte order (bbolt v1.5, internal/common/meta.go).
-	const pageHeader, summed = 16, 56
-	p := make([]byte, pageHeader+summed+8)
-	for i := range 2 {
-		if _, err := f.ReadAt(p, int64(i*pageSize)); err != nil {
-			return fmt.Errorf("read meta page %d of %s: %w", i, path, err)
-		}
-		sum := fnv.New64a()
-		sum.Write(p[pageHeader : pageHeader+summed])
-		if sum.Sum64() != binary.NativeEndian.Uint64(p[pageHeader+summed:]) {
-			return fmt.Errorf("meta page %d of %s: checksum: %w", i, path, ErrDamaged)
-		}
-	}
-	return nil
 }
 
 func (f *files) Sync(id GenID) error {

@@ -84,9 +84,6 @@ type head struct {
 
 // gaps reports whether blocks may be missing between others.
 func gaps(id GenID, heads []head) bool {
-	if len(heads) == 0 {
-		return true
-	}
 	next := Seq(id.First)
 	for i := range heads {
 		if heads[i].First != next {
