@@ -98,12 +98,21 @@ func tryMeta(path string, pageSize int, above uint32) (m *meta, err error) {
 // makeBuckets makes the buckets of a new file. In one that has some, none may be
 // missing.
 func makeBuckets(db *bbolt.DB) error {
-	return db.Update(func(tx *bbolt.Tx) error {
-		isNew := tx.Bucket([]byte(bucketAbout)) == nil
+	isNew := false
+	err := db.View(func(tx *bbolt.Tx) error {
+		isNew = tx.Bucket([]byte(bucketAbout)) == nil
 		for _, name := range buckets {
 			if !isNew && tx.Bucket([]byte(name)) == nil {
 				return fmt.Errorf("bucket %s is missing: %w", name, log.ErrDamaged)
 			}
+		}
+		return nil
+	})
+	if err != nil || !isNew {
+		return err
+	}
+	return db.Update(func(tx *bbolt.Tx) error {
+		for _, name := range buckets {
 			if _, err := tx.CreateBucketIfNotExists([]byte(name)); err != nil {
 				return err
 			}

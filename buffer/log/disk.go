@@ -125,10 +125,6 @@ func Files(dir string, o FileOptions) (Disk, error) {
 	return f, nil
 }
 
-// maxPageSize is the largest that a site file can ask for, in bytes. The first two
-// pages of a bbolt file are its meta pages.
-const maxPageSize = 64 << 10
-
 const (
 	fileSuffix   = ".db"
 	repairSuffix = ".db.repaired"
@@ -222,8 +218,9 @@ func (f *files) Sync(id GenID) error {
 	}
 	// What a sync has failed for once, no later one writes; it is read all the same
 	// until the page cache forgets it. Of what a commit has written that can only be
-	// bbolt's meta page: it comes last, when the rest is durable.
-	return errors.Join(file.Sync(), forgetCached(file, 4*maxPageSize), file.Close())
+	// bbolt's meta page: it comes last, when the rest is durable. The two meta pages
+	// are written with two more when the file is made, and cached together.
+	return errors.Join(file.Sync(), forgetCached(file, 4*int64(f.opts.PageSize)), file.Close())
 }
 
 func (f *files) Remove(id GenID) error {

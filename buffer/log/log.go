@@ -131,7 +131,7 @@ type generation struct {
 	active bool       // written by this process
 	gone   bool       // removed or replaced; closed by its last user
 	healed bool       // repaired once: what is still damaged is passed over
-	whole  bool       // all its blocks were found
+	whole  bool       // its tree shows every block that is in the file
 }
 
 // Open opens the log on a disk. The generations in sealed are taken as they are

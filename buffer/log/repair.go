@@ -140,22 +140,28 @@ func (l *Log) Recheck(after, before Seq) (repaired bool, err error) {
 }
 
 func (l *Log) recheck(g *generation) (damaged bool, err error) {
-	shown := int64(0)
+	var shown []head
 	f, err := l.file(g)
 	if err == nil {
 		err = f.Scan(0, func(first Seq, p []byte) bool {
 			if h, _, err := parseHeader(p); err == nil && h.First == first && first <= g.Last {
-				shown++
+				shown = append(shown, head{Header: h})
 			}
 			return true
 		})
 	}
+	whole := err == nil && int64(len(shown)) == g.Blocks
+	if err == nil && !whole {
+		// An earlier process may have repaired it.
+		s, serr := l.salvage(g.ID, g.Last)
+		whole = serr == nil && !s.more(shown)
+	}
 	l.mu.Lock()
 	gone := g.gone
-	g.whole = err == nil && shown == g.Blocks
+	g.whole = whole
 	l.mu.Unlock()
-	if gone || g.whole {
+	if gone || whole {
 		return false, nil
 	}
-	return true, l.heal(g, errors.Join(err, fmt.Errorf("%d of %d blocks can be reached: %w", shown, g.Blocks, ErrDamaged)))
+	return true, l.heal(g, errors.Join(err, fmt.Errorf("%d of %d blocks can be reached: %w", len(shown), g.Blocks, ErrDamaged)))
 }
