@@ -3,15 +3,21 @@ package buffer
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"hash/crc32"
 	"io/fs"
+	"iter"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
+	"syscall"
 	"testing"
+
+	"github.com/fieldferry/fieldferry/buffer/log"
 )
 
 // damages are what can happen to a file. Each changes the bytes of one.
@@ -280,6 +286,91 @@ func drainDamaged(t *testing.T, dir, what string, harm harm) {
 	if l.Difference() != 0 || l.Stored != 0 || l.Accepted != end-unknown || l.Dropped["quarantined"] != lost-unknown {
 		t.Errorf("%s: %d are lost, of which %d cannot be counted; the ledger is %+v", what, lost, unknown, l)
 	}
+}
+
+// TestDamageWithoutRoomToRepair opens a folder in which the file that was being
+// written is damaged and no other can be made. What is good of it counts, takes its
+// place in the order, and comes out when there is room.
+func TestDamageWithoutRoomToRepair(t *testing.T) {
+	dir := damageOrigin(t)
+	files, err := filepath.Glob(filepath.Join(dir, "telemetry", "*.db"))
+	if err != nil || len(files) == 0 {
+		t.Fatal(files, err)
+	}
+	newest := files[len(files)-1]
+	p, err := os.ReadFile(newest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	clear(p[:8192])
+	if err := os.WriteFile(newest, p, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	o := Options{PageSize: 4096, GenerationBytes: 4 << 10}.withDefaults()
+	m, err := openMeta(dir, o.PageSize, 0, o.Logger)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var full atomic.Bool
+	full.Store(true)
+	var disks [NumClasses]log.Disk
+	for c := range NumClasses {
+		disk, err := log.Files(filepath.Join(dir, c.String()), log.FileOptions{PageSize: o.PageSize, GenerationBytes: o.GenerationBytes})
+		if err != nil {
+			t.Fatal(err)
+		}
+		disks[c] = noRepair{disk, &full}
+	}
+	o.Free = func() (int64, error) { return 1 << 40, nil }
+	b, err := open(m, disks, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	out := outbox(t, b, "cloud", Telemetry)
+	const end = damagedMessages + 1
+	put(t, b, end, end, out)
+	balance(t, out, Ledger{Accepted: end, Delivered: damagedSettled, Stored: end - damagedSettled})
+	r, err := b.Reader(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	var got []string
+	drain := func() (err error) {
+		dst := make([]Delivery, 64)
+		for n := 1; n > 0 && err == nil; {
+			n, err = r.TryNext(dst)
+			for _, d := range dst[:n] {
+				got = append(got, string(d.Payload))
+			}
+		}
+		return err
+	}
+	if err := drain(); !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("read of what cannot be repaired: %v", err)
+	}
+	full.Store(false)
+	if err := drain(); err != nil {
+		t.Fatal(err)
+	}
+	if w := want(damagedSettled+1, end); !slices.Equal(got, w) {
+		t.Errorf("%d came out, want %d in order", len(got), len(w))
+	}
+}
+
+// noRepair is a disk on which no file can be put in the place of another while it is
+// full.
+type noRepair struct {
+	log.Disk
+	full *atomic.Bool
+}
+
+func (d noRepair) Replace(id log.GenID, blocks iter.Seq2[log.Seq, []byte]) error {
+	if d.full.Load() {
+		return &os.PathError{Op: "write", Path: id.String(), Err: syscall.ENOSPC}
+	}
+	return d.Disk.Replace(id, blocks)
 }
 
 // ramDir is a folder on a disk of memory, where there is one.
