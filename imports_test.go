@@ -20,14 +20,16 @@ var allowed = map[string][]string{
 	"cmd/fieldbench": {"*"},
 	"gateway":        {"*"},
 
-	"gateway/payload":   {"adapters"},
-	"gateway/command":   {"adapters"},
-	"gateway/dashboard": {"gateway/alarm", "adapters"},
+	"gateway/payload":         {"adapters"},
+	"gateway/certs":           {"gateway/certs/certstest"},
+	"gateway/certs/certstest": {},
+	"gateway/command":         {"adapters"},
+	"gateway/dashboard":       {"gateway/alarm", "adapters"},
 
 	"bridge":              {"buffer", "localbroker/topic"},
 	"bridge/upstreamtest": {},
 
-	"localbroker":        {"localbroker/packet", "localbroker/topic", "localbroker/access", "localbroker/client", "buffer"},
+	"localbroker":        {"localbroker/packet", "localbroker/topic", "localbroker/access", "localbroker/client", "buffer", "buffer/rows"},
 	"localbroker/access": {"localbroker/topic"},
 	"localbroker/client": {"localbroker/packet"},
 
@@ -37,13 +39,15 @@ var allowed = map[string][]string{
 	"adapters/serial":      {"adapters"},
 	"adapters/simulate":    {"adapters"},
 
-	"buffer": {"buffer/log"},
+	"buffer":           {"buffer/log", "buffer/rows"},
+	"buffer/rows":      {"buffer/log"},
+	"buffer/simulated": {"buffer/log", "buffer/rows"},
 }
 
 // bound says who alone may import a library.
 var bound = map[string][]string{
 	"github.com/goccy/go-yaml": {"gateway/config"},
-	"go.etcd.io/bbolt":         {"buffer", "buffer/log", "localbroker", "gateway/command"},
+	"go.etcd.io/bbolt":         {"buffer/log", "buffer/rows"},
 	"github.com/simonvetter":   {"adapters/modbus"},
 	"github.com/gopcua":        {"adapters/opcua"},
 	"github.com/tarm/serial":   {"adapters/serial", "adapters/modbus"},

@@ -74,6 +74,8 @@ type Reading struct {
 	Device  *Device
 	Time    time.Time // when the last answer came; with no answer, when that was known
 	Samples []Sample
+
+	Unsynced bool // Time is of a clock that is not known to be right; for the sink to say
 }
 
 // A Status says that a device came online or went offline.
@@ -82,4 +84,6 @@ type Status struct {
 	Online bool
 	Reason string // why it is offline; empty if it is online
 	Time   time.Time
+
+	Unsynced bool // as in Reading
 }

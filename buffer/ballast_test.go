@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/fieldferry/fieldferry/buffer/log"
+	"github.com/fieldferry/fieldferry/buffer/rows"
 )
 
 func TestBallastComesBackWhenThereIsRoom(t *testing.T) {
@@ -46,7 +47,7 @@ func TestMetaGivesUpBallast(t *testing.T) {
 	}
 	f.ballast.free = func() (int64, error) { return 0, nil }
 	tries := 0
-	err := f.Update(func(metaTx) error {
+	err := f.Update(func(rows.Tx) error {
 		if tries++; log.DiskBytes(f.ballast.path) > 0 {
 			return errNoRoom
 		}

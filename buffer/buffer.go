@@ -12,11 +12,15 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"path/filepath"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/fieldferry/fieldferry/buffer/log"
+	"github.com/fieldferry/fieldferry/buffer/rows"
 )
 
 var (
@@ -56,10 +60,12 @@ type Buffer struct {
 	generationBytes int64
 	meta            *meta
 	clock           *clock
+	latency         *latency
 	logger          *slog.Logger
 	chains          [NumClasses]*chain
 
 	kick      chan struct{} // to the flusher
+	waits     atomic.Bool   // a reader waits until a void is durable
 	stop      chan struct{} // closed by Close
 	flushing  sync.WaitGroup
 	notifying sync.WaitGroup
@@ -69,6 +75,7 @@ type Buffer struct {
 	mu       sync.Mutex // guards what follows
 	outboxes map[outboxKey]*Outbox
 	nextID   uint32
+	knownIDs uint32 // outboxes with lower ids are in meta.db, or were removed
 }
 
 type outboxKey struct {
@@ -83,20 +90,16 @@ func Open(dir string, o Options) (*Buffer, error) {
 	o = o.withDefaults()
 	// The disks first: they make the folder.
 	var disks [NumClasses]log.Disk
-	var newest uint32
 	for c := range NumClasses {
 		disk, err := log.Files(filepath.Join(dir, c.String()), log.FileOptions{PageSize: o.PageSize, GenerationBytes: o.GenerationBytes})
 		if err != nil {
 			return nil, fmt.Errorf("open buffer: %w", err)
 		}
 		disks[c] = disk
-		ids, err := disk.List()
-		if err != nil {
-			return nil, fmt.Errorf("open buffer: %w", err)
-		}
-		for _, id := range ids {
-			newest = max(newest, id.Epoch)
-		}
+	}
+	newest, err := newestEpoch(disks)
+	if err != nil {
+		return nil, err
 	}
 	m, err := openMeta(dir, o.PageSize, newest, o.Logger)
 	if err != nil {
@@ -106,6 +109,43 @@ func Open(dir string, o Options) (*Buffer, error) {
 		o.Free = func() (int64, error) { return log.Free(dir) }
 	}
 	return open(m, disks, o)
+}
+
+// Parts are what a buffer stands on where it has no folder.
+type Parts struct {
+	Meta  rows.Store // what meta.db is in a folder
+	Disks [NumClasses]log.Disk
+}
+
+// OpenParts is Open on parts that the caller brings along; it owns them from then on.
+// Where Options.Free is nil, no disk is ever full.
+func OpenParts(p Parts, o Options) (*Buffer, error) {
+	if o.Free == nil {
+		o.Free = func() (int64, error) { return math.MaxInt64, nil }
+	}
+	newest, err := newestEpoch(p.Disks)
+	if err != nil {
+		return nil, errors.Join(err, p.Meta.Close())
+	}
+	m := &meta{db: p.Meta}
+	if err := m.begin(newest); err != nil {
+		return nil, errors.Join(fmt.Errorf("open buffer: %w", err), p.Meta.Close())
+	}
+	return open(m, p.Disks, o.withDefaults())
+}
+
+// newestEpoch is the highest that a generation was ever written in.
+func newestEpoch(disks [NumClasses]log.Disk) (newest uint32, err error) {
+	for _, disk := range disks {
+		ids, err := disk.List()
+		if err != nil {
+			return 0, fmt.Errorf("open buffer: %w", err)
+		}
+		for _, id := range ids {
+			newest = max(newest, id.Epoch)
+		}
+	}
+	return newest, nil
 }
 
 func (o Options) withDefaults() Options {
@@ -131,7 +171,7 @@ func (o Options) withDefaults() Options {
 func open(m *meta, disks [NumClasses]log.Disk, o Options) (*Buffer, error) {
 	b := &Buffer{
 		limits: o.Limits, free: o.Free, generationBytes: o.GenerationBytes,
-		meta: m, logger: o.Logger,
+		meta: m, latency: newLatency(), logger: o.Logger,
 		kick: make(chan struct{}, 1), stop: make(chan struct{}),
 		outboxes: make(map[outboxKey]*Outbox), nextID: 1,
 	}
@@ -160,6 +200,12 @@ func (b *Buffer) recover(disks [NumClasses]log.Disk, o Options) error {
 	if err != nil {
 		return err
 	}
+	retired, err := b.meta.retired()
+	if err != nil {
+		return err
+	}
+	b.nextID = max(b.nextID, retired.nextID)
+	b.knownIDs = b.nextID
 	boots, err := b.meta.boots()
 	if err != nil {
 		return err
@@ -175,6 +221,7 @@ func (b *Buffer) recover(disks [NumClasses]log.Disk, o Options) error {
 			gens:     make(map[log.GenID]*generation),
 		}
 		b.chains[class].rejected.Store(rejected[class])
+		b.chains[class].retired = retired.classes[class]
 	}
 	for _, s := range outboxes {
 		b.addOutbox(s)
@@ -206,7 +253,7 @@ func (b *Buffer) openChain(c *chain, disk log.Disk, sealed map[log.GenID]log.Sea
 		case !there[g.seal.ID]:
 			gone = append(gone, g.seal.ID)
 		default:
-			known := &generation{id: g.seal.ID, lasts: g.lasts}
+			known := &generation{id: g.seal.ID, lasts: g.lasts, size: g.seal.Bytes, records: g.seal.Records}
 			known.sealed.Store(true)
 			c.gens[known.id] = known
 			for _, s := range g.spans {
@@ -219,7 +266,7 @@ func (b *Buffer) openChain(c *chain, disk log.Disk, sealed map[log.GenID]log.Sea
 			return err
 		}
 	}
-	c.log, err = log.Open(disk, b.meta.epoch, sealed, c.recoverBlock, c, log.Options{
+	c.log, err = log.Open(timedDisk{disk, c.class, b.latency}, b.meta.epoch, sealed, c.recoverBlock, c, log.Options{
 		Class: byte(c.class), Linger: o.Linger, Compress: o.Compress, GenerationBytes: o.GenerationBytes,
 		Clock: b.clock, Logger: o.Logger.With("class", c.class.String()),
 	})
@@ -253,8 +300,12 @@ func (c *chain) recoverBlock(id log.GenID, h log.Header, p []byte) {
 		return
 	}
 	g.add(&h, dir.lasts)
+	g.size, g.records = g.size+int64(h.Size()), g.records+int64(h.Count)
 	for _, s := range dir.spans {
 		if c.outboxes[s.outbox] == nil {
+			if c.gone(s.outbox, dir.names) {
+				continue
+			}
 			c.buffer.addOutbox(storedOutbox{id: s.outbox, class: c.class, name: dir.names[s.outbox], next: s.first})
 		}
 		g.extend(s)
@@ -272,7 +323,7 @@ func (o *Outbox) recoverMarks(m marks) {
 	for i := range o.pins {
 		p := &o.pins[i]
 		if settled := min(p.last, m.cursor); settled >= p.first {
-			o.stored -= settled + 1 - p.first
+			o.stored -= settled + 1 - p.first - o.voided(p.first, settled)
 			p.first = settled + 1
 		}
 	}
@@ -307,22 +358,25 @@ func (c *chain) recovered(g *generation, s span) {
 	if n := len(o.pins); n > 0 { // a file that was replaced may have come back
 		s.first = max(s.first, o.pins[n-1].last+1)
 	}
-	for _, v := range o.voids { // a crash came before the file was gone
-		if v.first <= s.last && s.last <= v.last {
-			s.last = v.first - 1
+	// A crash came before the file was gone, or a part of it was dropped. A pin
+	// reaches to the end of what the generation holds, dropped or not: see shrink.
+	for _, v := range o.voids {
+		if v.first <= s.first && s.first <= v.last {
+			s.first = v.last + 1
 		}
 	}
 	if s.first > s.last {
 		return
 	}
-	o.stored += s.last - s.first + 1
-	o.pin(s, g)
+	o.stored += s.last - s.first + 1 - o.voided(s.first, s.last)
+	o.pin(s, g, g.bytes(s))
 }
 
 // addOutbox makes an outbox known. b.mu is held, or nobody else knows b yet.
 func (b *Buffer) addOutbox(s storedOutbox) *Outbox {
 	c := b.chains[s.class]
 	o := &Outbox{id: s.id, name: s.name, class: s.class, chain: c, next: max(s.next, 1), marks: s.marks, taken: s.marks.cursor, dupTo: s.marks.sent}
+	o.limit.Window = maxWindow
 	o.recoverVoids(s.voids)
 	o.enc.next = o.next
 	b.outboxes[outboxKey{s.name, s.class}] = o
@@ -373,7 +427,7 @@ func (b *Buffer) Append(ctx context.Context, class Class, m *Message, r Receipt)
 	}
 	c := b.chains[class]
 	c.appends.Add(1)
-	if c.full.Load() {
+	if c.full.Load() && !m.own() {
 		c.rejected.Add(1)
 		b.kickFlusher()
 		return ErrFull
@@ -384,6 +438,12 @@ func (b *Buffer) Append(ctx context.Context, class Class, m *Message, r Receipt)
 		}
 	}
 	return c.append(ctx, m, r)
+}
+
+// own reports whether the message only changes the program's own state. That takes
+// next to no room, and is what those need who come to take what fills the buffer.
+func (m *Message) own() bool {
+	return !slices.ContainsFunc(m.Copies, func(c Copy) bool { return !c.Outbox.own() })
 }
 
 // appendNumbered gives the copies their numbers in the order in which they are
@@ -456,14 +516,17 @@ type ClassStats struct {
 	Rejected uint64 // appends that failed; they are in no ledger
 }
 
-// Stats counts over all outboxes.
+// Stats counts over all outboxes but the program's own, whose names begin with $.
 func (b *Buffer) Stats() Stats {
 	var s Stats
 	for _, o := range b.Outboxes() {
-		s.Classes[o.class].Ledger.Add(o.Ledger())
+		if !o.own() {
+			s.Classes[o.class].Ledger.Add(o.Ledger())
+		}
 	}
 	for class, c := range b.chains {
 		s.Classes[class].Rejected = c.rejected.Load()
+		s.Classes[class].Ledger.Add(c.retiredLedger())
 		s.Ledger.Add(s.Classes[class].Ledger)
 		for _, g := range c.log.Generations() {
 			s.Generations++

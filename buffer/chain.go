@@ -17,6 +17,8 @@ type chain struct {
 	log      *log.Log
 	receipts chan []*pending // of committed and failed appends, in order
 
+	nameless []uint32 // outboxes that were removed, while the chain is opened
+
 	numbering sync.Mutex // makes numbers rise in the order of the appends
 
 	rejected atomic.Uint64 // appends that failed
@@ -34,6 +36,7 @@ type chain struct {
 	outboxes map[uint32]*Outbox
 	gens     map[log.GenID]*generation
 	starving starving
+	retired  retired
 }
 
 // starving is a commit that waits for room.
@@ -55,6 +58,14 @@ type generation struct {
 
 	lasts  time.Duration // once it is sealed: after its last commit until the last copy expires; 0 if one never does
 	needed uint64        // copies, when tidy last looked
+
+	size, records int64 // of one that was there before this process: of its blocks, and in them
+}
+
+// bytes is about what some of its copies take, in one that was there before this
+// process.
+func (g *generation) bytes(s span) int64 {
+	return int64(float64(g.size) * float64(s.last-s.first+1) / float64(max(g.records, 1)))
 }
 
 // pending is an append on its way.
@@ -123,7 +134,7 @@ func (c *chain) Directory(dst []byte, entries []log.Entry, fresh, again bool) []
 	for _, o := range c.touched {
 		if !o.enc.named {
 			o.enc.named = true
-			dst = appendName(dst, o)
+			dst = appendName(dst, o.id, o.name)
 		}
 	}
 	dst = appendSpans(dst, c.spans)
@@ -183,7 +194,11 @@ func (c *chain) accept(b *log.Block, id log.GenID) {
 	g.add(&b.Header, dir.lasts)
 	for i, s := range dir.spans {
 		g.extend(s)
-		outboxes[i].committed(s, g)
+		// A fair share of the block, whatever else is in it.
+		bytes := int64(float64(b.Size()) * float64(s.last-s.first+1) / float64(b.Count))
+		if o := outboxes[i]; o == nil || !o.committed(s, g, bytes) {
+			c.ended(s.last - s.first + 1)
+		}
 	}
 }
 

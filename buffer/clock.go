@@ -14,7 +14,8 @@ import (
 //
 //   - The wall clock is believed at the start of a boot if it is not earlier than
 //     the newest time that was ever made durable (and this program), nor more than
-//     a year later; or at any time while the kernel says that it is synchronised.
+//     a year later, and the machine has a clock that runs while it is off; or at any
+//     time while the kernel says that it is synchronised.
 //   - What it believes goes on with the uptime. A step of the wall clock that the
 //     kernel does not vouch for changes nothing.
 //   - Once the clock of a boot is believed, the time of that boot is remembered in
@@ -69,6 +70,9 @@ func newClock(raw log.Clock, boots map[uint64]bootTime) *clock {
 		}
 		now := c.wall.UnixMilli()
 		c.trusted = now >= max(last.newest, clockFloor) && (last.newest == 0 || now <= last.newest+clockReach.Milliseconds())
+		if k, ok := raw.(log.KeptClock); ok {
+			c.trusted = c.trusted && k.Kept()
+		}
 	}
 	c.observe()
 	return c
@@ -115,6 +119,22 @@ func (c *clock) up() time.Duration {
 		return own
 	}
 	return up
+}
+
+// believes reports whether a time of the machine's clock can be believed. One that
+// was taken before the clock was set right cannot, nor after it was set wrong.
+func (c *clock) believes(t time.Time) bool {
+	// Times of time.Now are subtracted by the program's own count, whatever the wall
+	// clock did in between.
+	return c.believed(t, c.raw.Now().Sub(t))
+}
+
+// believed is believes for a time that was taken so long ago.
+func (c *clock) believed(t time.Time, ago time.Duration) bool {
+	up := c.up()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.trusted && t.Round(0).Sub(c.guess(up-ago)).Abs() <= clockSlack
 }
 
 // Uptime makes it a log.Clock.

@@ -20,6 +20,14 @@ func (c *setClock) Now() time.Time                  { return c.wall }
 func (c *setClock) Uptime() (time.Duration, uint64) { return c.up, c.boot }
 func (c *setClock) Synced() bool                    { return c.synced }
 
+// keptClock is one of a machine that may have no hardware clock.
+type keptClock struct {
+	setClock
+	kept bool
+}
+
+func (c *keptClock) Kept() bool { return c.kept }
+
 // pass lets time pass.
 func (c *setClock) pass(d time.Duration) {
 	c.wall = c.wall.Add(d)
@@ -112,6 +120,68 @@ func TestBootWhoseClockBecameRight(t *testing.T) {
 	if got := clock.age(1, at).Truncate(time.Second); got != 4*time.Hour {
 		t.Errorf("age is %v, want 4h", got)
 	}
+}
+
+// TestClockThatNothingKeeps begins with a time that looks right, but was read from
+// a file.
+func TestClockThatNothingKeeps(t *testing.T) {
+	right := time.Date(2027, 3, 1, 12, 0, 0, 0, time.UTC)
+	for _, kept := range []bool{false, true} {
+		raw := &keptClock{setClock{wall: right, up: time.Minute, boot: 2}, kept}
+		boots := map[uint64]bootTime{1: {began: right.Add(-time.Hour).UnixMilli(), newest: right.Add(-time.Second).UnixMilli(), epoch: 1}}
+		if got := newClock(raw, boots).believes(raw.wall); got != kept {
+			t.Errorf("kept %v, believed %v", kept, got)
+		}
+		raw.synced = true
+		clock := newClock(raw, boots)
+		id, b, ok := clock.toSave()
+		if !clock.believes(raw.wall) || !ok {
+			t.Fatal("a clock that is synchronised is not believed")
+		}
+		// The next process of this boot knows it, too.
+		boots[id] = b
+		raw.synced = false
+		raw.pass(time.Hour)
+		if !newClock(raw, boots).believes(raw.wall) {
+			t.Error("what was known of this boot is forgotten")
+		}
+	}
+}
+
+// TestBelieves takes times while the clock is set.
+func TestBelieves(t *testing.T) {
+	right := time.Date(2027, 3, 1, 12, 0, 0, 0, time.UTC)
+	raw := &setClock{wall: time.Unix(5, 0), up: 5 * time.Second, boot: 1}
+	clock := newClock(raw, make(map[uint64]bootTime))
+	expect := func(what string, taken time.Time, ago time.Duration, want bool) {
+		t.Helper()
+		if got := clock.believed(taken, ago); got != want {
+			t.Errorf("%s is believed: %v", what, got)
+		}
+	}
+	expect("1970", raw.wall, 0, false)
+	before := raw.wall
+	raw.pass(10 * time.Second)
+	expect("1970, a little later", raw.wall, 0, false)
+	raw.wall, raw.synced = right, true // NTP
+	expect("the right time before anyone has seen that it is", raw.wall, 0, false)
+	clock.observe()
+	expect("the right time", raw.wall, 0, true)
+	expect("the time before it was right", before, 10*time.Second, false)
+	raw.pass(time.Hour)
+	expect("the right time, an hour later", right, time.Hour, true)
+	raw.synced = false // no network, and a slow drift
+	raw.wall = raw.wall.Add(time.Second)
+	clock.observe()
+	expect("a second off", raw.wall, 0, true)
+	good := raw.wall
+	raw.wall = raw.wall.Add(-time.Hour) // by hand
+	expect("an hour back", raw.wall, 0, false)
+	clock.observe()
+	expect("an hour back, for longer", raw.wall, 0, false)
+	expect("the time before", good, 0, true)
+	raw.wall = raw.wall.Add(time.Hour)
+	expect("the time of now", raw.wall, 0, true)
 }
 
 // TestNothingExpiresBeforeItsTime has a box boot with a wrong clock, or the clock

@@ -206,6 +206,7 @@ func storedBlocks(t *testing.T, path string) (blocks []storedBlock) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	castagnoli := crc32.MakeTable(crc32.Castagnoli)
 	for {
 		i := bytes.Index(p, []byte("FFB1"))
 		if i < 0 {

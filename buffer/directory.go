@@ -91,9 +91,9 @@ func (d *decoder) spans(dst []span) []span {
 	return dst
 }
 
-func appendName(dst []byte, o *Outbox) []byte {
-	dst = binary.AppendUvarint(dst, uint64(o.id))
-	return appendString(dst, o.name)
+func appendName(dst []byte, id uint32, name string) []byte {
+	dst = binary.AppendUvarint(dst, uint64(id))
+	return appendString(dst, name)
 }
 
 func appendSpans(dst []byte, spans []span) []byte {

@@ -69,13 +69,23 @@ func (o *Outbox) Completed(upTo uint64) {
 // Flush makes all that is known of the outbox durable: what was settled, received
 // and completed.
 func (o *Outbox) Flush() error {
-	o.mu.Lock()
-	dirty := o.dirty
-	o.mu.Unlock()
-	if !dirty {
+	return o.chain.buffer.Flush(o)
+}
+
+// Flush is Outbox.Flush for several outboxes in one write.
+func (b *Buffer) Flush(outboxes ...*Outbox) error {
+	dirty := make([]*Outbox, 0, len(outboxes))
+	for _, o := range outboxes {
+		o.mu.Lock()
+		if o.dirty && !o.removed {
+			dirty = append(dirty, o)
+		}
+		o.mu.Unlock()
+	}
+	if len(dirty) == 0 {
 		return nil
 	}
-	return o.chain.buffer.meta.saveOutboxes([]*Outbox{o})
+	return b.meta.saveOutboxes(dirty)
 }
 
 // unreserve gives back what was reserved and not used, when the buffer is closed.

@@ -69,7 +69,7 @@ func TestReserveWritesOnceForMany(t *testing.T) {
 	b := reopen(t, t.TempDir())
 	defer b.Close()
 	o := outbox(t, b, "cloud", Telemetry)
-	counted := &countedStore{metaStore: b.meta.db}
+	counted := &countedStore{Store: b.meta.db}
 	b.meta.db = counted
 	for ordinal := range uint64(3 * reserveAhead) {
 		if err := o.Reserve(ordinal + 1); err != nil {

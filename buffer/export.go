@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/fieldferry/fieldferry/buffer/log"
+	"github.com/fieldferry/fieldferry/buffer/rows"
 )
 
 // Stored yields the copies in the folder that are not settled, class by class and
@@ -102,8 +103,8 @@ func (f *Folder) Parked() iter.Seq2[ParkedCopy, error] {
 		for _, o := range f.b.outboxes {
 			byID[o.id] = o
 		}
-		err := f.meta.db.View(func(tx metaTx) error {
-			for k, v := range tx.Rows(bucketParked) {
+		err := f.meta.db.View(func(tx rows.Tx) error {
+			for k, v := range tx.Rows(bucketParked, nil) {
 				p, ok := parseParked(k, bytes.Clone(v), byID)
 				var err error
 				if !ok {

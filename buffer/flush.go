@@ -14,6 +14,12 @@ const (
 	tidyEvery  = 10 * time.Second // generations are looked at for what may be rewritten
 )
 
+// hurry has the flusher save the marks that a reader waits for.
+func (b *Buffer) hurry() {
+	b.waits.Store(true)
+	b.kickFlusher()
+}
+
 func (b *Buffer) kickFlusher() {
 	select {
 	case b.kick <- struct{}{}:
@@ -38,6 +44,11 @@ func (b *Buffer) flush() {
 		case <-b.kick:
 			if err := b.keepRoom(); err != nil {
 				b.logger.Error("room in the buffer could not be kept", "err", err)
+			}
+			if b.waits.Swap(false) {
+				if err := b.save(false); err != nil {
+					b.logger.Error("marks could not be saved; readers wait for them", "err", err)
+				}
 			}
 		case <-tick.C:
 			b.clock.observe()

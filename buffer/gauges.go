@@ -20,18 +20,21 @@ func (b *Buffer) Rejecting() []Class {
 	return full
 }
 
+// Believes reports whether a time of the machine's clock, such as time.Now gives, can
+// be believed. If not, nothing that is stored now ages or expires by it either, but
+// by the uptime.
+func (b *Buffer) Believes(t time.Time) bool { return b.clock.believes(t) }
+
 // OldestAge is how long ago the oldest copy that is not settled became durable,
-// of the given classes; false if there is none. Where the clock is not believed
-// it is what is certain. It reads the headers of at most
-// one generation for each outbox.
-func (b *Buffer) OldestAge(classes ...Class) (age time.Duration, ok bool) {
-	for _, class := range classes {
-		c := b.chains[class]
-		for _, o := range c.all() {
-			block := o.oldest()
-			if block == nil {
-				continue
-			}
+// of the outboxes that are wanted; false if there is none. Where the clock is not
+// believed it is what is certain. It reads the headers of at most one generation for
+// each outbox.
+func (b *Buffer) OldestAge(wanted func(*Outbox) bool) (age time.Duration, ok bool) {
+	for _, o := range b.Outboxes() {
+		if !wanted(o) {
+			continue
+		}
+		if block := o.oldest(); block != nil {
 			age, ok = max(age, b.clock.age(block.Boot, block.Uptime)), true
 		}
 	}

@@ -15,10 +15,8 @@ import (
 	"slices"
 	"time"
 
-	"go.etcd.io/bbolt"
-	bolterrors "go.etcd.io/bbolt/errors"
-
 	"github.com/fieldferry/fieldferry/buffer/log"
+	"github.com/fieldferry/fieldferry/buffer/rows"
 )
 
 // Folder is a buffer as it lies on the disk, for looking at. Nothing in it is
@@ -111,6 +109,7 @@ func (f *Folder) read() error {
 	var outboxes []storedOutbox
 	var gens []storedGeneration
 	var rejected [NumClasses]uint64
+	var retired storedRetired
 	boots := make(map[uint64]bootTime)
 	if f.meta != nil {
 		var err error
@@ -120,11 +119,16 @@ func (f *Folder) read() error {
 		if outboxes, gens, rejected, err = f.meta.load(); err != nil {
 			return err
 		}
+		if retired, err = f.meta.retired(); err != nil {
+			return err
+		}
+		f.b.knownIDs = retired.nextID
 	}
 	f.b.clock = newClock(log.SystemClock{}, boots)
 	for class := range NumClasses {
 		f.b.chains[class] = &chain{buffer: f.b, class: class, outboxes: make(map[uint32]*Outbox), gens: make(map[log.GenID]*generation)}
 		f.b.chains[class].rejected.Store(rejected[class])
+		f.b.chains[class].retired = retired.classes[class]
 	}
 	for _, s := range outboxes {
 		f.b.addOutbox(s)
@@ -148,7 +152,7 @@ func (f *Folder) readChain(c *chain, gens []storedGeneration) (err error) {
 			continue
 		}
 		sealed[g.seal.ID] = g.seal
-		known := &generation{id: g.seal.ID, lasts: g.lasts}
+		known := &generation{id: g.seal.ID, lasts: g.lasts, size: g.seal.Bytes, records: g.seal.Records}
 		c.gens[known.id] = known
 		for _, s := range g.spans {
 			c.recovered(known, s)
@@ -166,7 +170,7 @@ func (f *Folder) readChain(c *chain, gens []storedGeneration) (err error) {
 // it.
 func (f *Folder) readMeta() error {
 	path := filepath.Join(f.dir, "meta.db")
-	f.running = inUse(path)
+	f.running = rows.InUse(path)
 	p, err := readStable(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		f.damage = errors.New("it is not there")
@@ -177,35 +181,14 @@ func (f *Folder) readMeta() error {
 	if f.temp, err = writeTemp(p); err != nil {
 		return err
 	}
-	var db *bbolt.DB
-	err = log.Guard(func() (err error) {
-		if db, err = bbolt.Open(f.temp, 0o600, &bbolt.Options{ReadOnly: true, NoStatistics: true}); err != nil {
-			return fmt.Errorf("%v: %w", err, log.ErrDamaged)
-		}
-		if err := log.CheckTree(f.temp, db.Info().PageSize); err != nil {
-			return err
-		}
-		return db.View(func(tx *bbolt.Tx) error {
-			for _, name := range buckets {
-				if tx.Bucket([]byte(name)) == nil {
-					return fmt.Errorf("bucket %s is missing: %w", name, log.ErrDamaged)
-				}
-			}
-			return verifyRows(tx)
-		})
-	})
-	m := &meta{db: &metaFile{db: db, path: f.temp}}
+	file, err := rows.Open(f.temp, buckets, rows.Options{ReadOnly: true})
 	if err == nil {
-		err = log.Guard(m.look)
-	}
-	if err == nil {
-		f.meta = m
-		return nil
-	}
-	if db != nil {
-		if cerr := log.Guard(db.Close); cerr != nil {
-			return cerr
+		m := &meta{db: file}
+		if err = log.Guard(m.look); err == nil {
+			f.meta = m
+			return nil
 		}
+		err = errors.Join(err, log.Guard(file.Close))
 	}
 	if errors.Is(err, log.ErrDamaged) {
 		f.damage = err
@@ -216,7 +199,7 @@ func (f *Folder) readMeta() error {
 
 // look reads what begin reads, and that all the rest can be read.
 func (m *meta) look() error {
-	err := m.db.View(func(tx metaTx) error {
+	err := m.db.View(func(tx rows.Tx) error {
 		if v := tx.Get(bucketAbout, keyVersion); len(v) == 4 && binary.BigEndian.Uint32(v) > metaVersion {
 			return fmt.Errorf("the data folder has version %d, this program knows up to %d: use the newer version again", binary.BigEndian.Uint32(v), metaVersion)
 		}
@@ -232,19 +215,6 @@ func (m *meta) look() error {
 		_, _, _, err = m.load()
 	}
 	return err
-}
-
-// inUse reports whether a program has a bbolt file open for writing.
-func inUse(path string) bool {
-	var db *bbolt.DB
-	err := log.Guard(func() (err error) {
-		db, err = bbolt.Open(path, 0o600, &bbolt.Options{ReadOnly: true, NoStatistics: true, Timeout: 1})
-		if err == nil {
-			err = db.Close()
-		}
-		return err
-	})
-	return errors.Is(err, bolterrors.ErrTimeout)
 }
 
 // readStable reads a file that may be written now and then, as it is between two
@@ -336,8 +306,8 @@ func (f *Folder) Stats() (FolderStats, error) {
 	kept := make(map[uint32]uint64)
 	if f.meta != nil {
 		s.Origin, s.Boot = f.b.Origin(), f.b.Boot()
-		err := f.meta.db.View(func(tx metaTx) error {
-			for k := range tx.Rows(bucketParked) {
+		err := f.meta.db.View(func(tx rows.Tx) error {
+			for k := range tx.Rows(bucketParked, nil) {
 				if len(k) >= 4 {
 					kept[binary.BigEndian.Uint32(k)]++
 				}
@@ -353,8 +323,16 @@ func (f *Folder) Stats() (FolderStats, error) {
 		if t, ok := f.oldest(o); ok {
 			one.Oldest = &t
 		}
-		s.Ledger.Add(one.Ledger)
+		if !o.own() {
+			s.Ledger.Add(one.Ledger)
+		}
 		s.Outboxes = append(s.Outboxes, one)
+	}
+	for class, c := range f.b.chains {
+		if l := c.retiredLedger(); l.Accepted > 0 {
+			s.Ledger.Add(l)
+			s.Outboxes = append(s.Outboxes, OutboxStats{Name: "(ended)", Class: Class(class), Ledger: l})
+		}
 	}
 	for class, l := range f.logs {
 		c := ClassFiles{Class: Class(class), Rejected: f.b.chains[class].rejected.Load()}

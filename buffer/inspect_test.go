@@ -14,7 +14,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"go.etcd.io/bbolt"
+
+	"github.com/fieldferry/fieldferry/buffer/rows"
 )
 
 func inspect(t testing.TB, dir string) *Folder {
@@ -289,7 +290,8 @@ func TestInspectDamage(t *testing.T) {
 }
 
 func TestInspectRefuses(t *testing.T) {
-	dir := t.TempDir()
+	dir, temp := t.TempDir(), t.TempDir()
+	t.Setenv("TMPDIR", temp) // other processes have such files in the usual one
 	if _, err := Inspect(dir); !errors.Is(err, ErrNoBuffer) {
 		t.Errorf("an empty folder: %v", err)
 	}
@@ -299,12 +301,12 @@ func TestInspectRefuses(t *testing.T) {
 	if err := reopen(t, dir).Close(); err != nil {
 		t.Fatal(err)
 	}
-	db, err := bbolt.Open(filepath.Join(dir, "meta.db"), 0o600, nil)
+	db, err := rows.Open(filepath.Join(dir, "meta.db"), buckets, rows.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	err = db.Update(func(tx *bbolt.Tx) error {
-		return metaFileTx{tx}.Put(bucketAbout, keyVersion, binary.BigEndian.AppendUint32(nil, metaVersion+1))
+	err = db.Update(func(tx rows.Tx) error {
+		return tx.Put(bucketAbout, keyVersion, binary.BigEndian.AppendUint32(nil, metaVersion+1))
 	})
 	if err := errors.Join(err, db.Close()); err != nil {
 		t.Fatal(err)
@@ -312,7 +314,7 @@ func TestInspectRefuses(t *testing.T) {
 	if _, err := Inspect(dir); err == nil || !strings.Contains(err.Error(), "version 2, this program knows up to 1") {
 		t.Errorf("a newer version: %v", err)
 	}
-	left, err := filepath.Glob(filepath.Join(os.TempDir(), "fieldferry-meta-*"))
+	left, err := filepath.Glob(filepath.Join(temp, "fieldferry-meta-*"))
 	if err != nil || len(left) > 0 {
 		t.Errorf("left behind: %v %v", left, err)
 	}

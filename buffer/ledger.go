@@ -15,12 +15,16 @@ const (
 	DroppedFull        // no room
 	DroppedOldest      // made room for a newer one
 	DroppedQuarantined // on a part of the disk that is damaged
+	DroppedEnded       // the destination is gone for good
+	DroppedRefused     // the destination refused it, or takes nothing as large
+	Moved              // to another destination, in whose ledger it counts from then on
 	numOutcomes        // the outcomes stand in files: add at the end
 )
 
 // Reasons are the names of what a copy can be dropped for.
 var reasons = map[Outcome]string{
 	DroppedExpired: "expired", DroppedAge: "age", DroppedFull: "full", DroppedOldest: "oldest", DroppedQuarantined: "quarantined",
+	DroppedEnded: "ended", DroppedRefused: "refused", Moved: "moved",
 }
 
 // Ledger counts the copies of one or more outboxes since their first:

@@ -5,36 +5,18 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"iter"
 	"math/rand/v2"
 	"slices"
 	"time"
 
 	"github.com/fieldferry/fieldferry/buffer/log"
+	"github.com/fieldferry/fieldferry/buffer/rows"
 )
-
-// metaStore keeps the rows of meta. Update is atomic and durable on return of
-// nil; after an error nothing of it is there, unless the process dies first.
-type metaStore interface {
-	Update(func(metaTx) error) error
-	View(func(metaTx) error) error
-	Close() error
-	DiskBytes() int64
-}
-
-// metaTx is one transaction. Rows come in the order of their keys; their bytes
-// are valid until it ends.
-type metaTx interface {
-	Get(bucket string, key []byte) []byte
-	Put(bucket string, key, value []byte) error
-	Delete(bucket string, key []byte) error
-	Rows(bucket string) iter.Seq2[[]byte, []byte]
-}
 
 // meta is meta.db: what is known of the buffer beside the blocks. It is small
 // and rarely written: at most once a second, and when a generation ends.
 //
-//	about        version, origin, epoch
+//	about        version, origin, epoch, next (the id that no outbox had yet), each u32
 //	outboxes     id u32 → class u8, name length uvarint, name, next uvarint, marks,
 //	             voids: uvarint count, each: first uvarint, copies uvarint, outcome u8
 //	generations  class u8, epoch u32, first u64, revision u32 → last uvarint, records uvarint,
@@ -42,9 +24,10 @@ type metaTx interface {
 //	             newest uptime uvarint ns, boot u64, lasts uvarint ns, spans
 //	boots        boot u64 → began uvarint ms, newest wall clock uvarint ms, epoch uvarint
 //	rejected     class u8 → appends that failed, uvarint
+//	retired      class u8 → what outboxes that were removed had accepted, and its outcomes: marks
 //	parked       outbox u32, ordinal u64 → parked copy
 type meta struct {
-	db     metaStore
+	db     rows.Store
 	origin uint32
 	epoch  uint32
 }
@@ -56,14 +39,16 @@ const (
 	bucketRejected    = "rejected"
 	bucketParked      = "parked"
 	bucketBoots       = "boots"
+	bucketRetired     = "retired"
 )
 
 var (
-	buckets = []string{bucketAbout, bucketOutboxes, bucketGenerations, bucketRejected, bucketParked, bucketBoots}
+	buckets = []string{bucketAbout, bucketOutboxes, bucketGenerations, bucketRejected, bucketParked, bucketBoots, bucketRetired}
 
 	keyVersion = []byte("version")
 	keyOrigin  = []byte("origin")
 	keyEpoch   = []byte("epoch")
+	keyNext    = []byte("next")
 )
 
 const metaVersion = 1
@@ -89,7 +74,7 @@ type storedGeneration struct {
 // begin reads what earlier process lives have left and starts a new epoch, above
 // all those given.
 func (m *meta) begin(above uint32) error {
-	return m.db.Update(func(tx metaTx) error {
+	return m.db.Update(func(tx rows.Tx) error {
 		if v := tx.Get(bucketAbout, keyVersion); len(v) == 4 && binary.BigEndian.Uint32(v) > metaVersion {
 			return fmt.Errorf("the data folder has version %d, this program knows up to %d: install the newer version again", binary.BigEndian.Uint32(v), metaVersion)
 		}
@@ -113,8 +98,8 @@ var errRows = fmt.Errorf("a row is malformed: %w", log.ErrDamaged)
 
 // load returns what earlier process lives have left.
 func (m *meta) load() (outboxes []storedOutbox, gens []storedGeneration, rejected [NumClasses]uint64, err error) {
-	err = m.db.View(func(tx metaTx) error {
-		for k, v := range tx.Rows(bucketOutboxes) {
+	err = m.db.View(func(tx rows.Tx) error {
+		for k, v := range tx.Rows(bucketOutboxes, nil) {
 			d := decoder{p: v}
 			o := storedOutbox{class: Class(d.byte()), name: string(d.bytes()), next: d.uvarint(), marks: d.marks(), voids: d.voids()}
 			if len(k) != 4 || d.bad || o.class >= NumClasses {
@@ -123,7 +108,7 @@ func (m *meta) load() (outboxes []storedOutbox, gens []storedGeneration, rejecte
 			o.id = binary.BigEndian.Uint32(k)
 			outboxes = append(outboxes, o)
 		}
-		for k, v := range tx.Rows(bucketGenerations) {
+		for k, v := range tx.Rows(bucketGenerations, nil) {
 			if len(k) != 17 || Class(k[0]) >= NumClasses {
 				return fmt.Errorf("generation %x: %w", k, errRows)
 			}
@@ -146,7 +131,7 @@ func (m *meta) load() (outboxes []storedOutbox, gens []storedGeneration, rejecte
 			}
 			gens = append(gens, g)
 		}
-		for k, v := range tx.Rows(bucketRejected) {
+		for k, v := range tx.Rows(bucketRejected, nil) {
 			d := decoder{p: v}
 			if len(k) == 1 && Class(k[0]) < NumClasses {
 				rejected[k[0]] = d.uvarint()
@@ -164,7 +149,7 @@ func generationKey(c Class, id log.GenID) []byte {
 	return binary.BigEndian.AppendUint32(k, id.Rev)
 }
 
-func putGeneration(tx metaTx, c Class, s log.Seal, lasts time.Duration, spans []span) error {
+func putGeneration(tx rows.Tx, c Class, s log.Seal, lasts time.Duration, spans []span) error {
 	var v []byte
 	for _, n := range [...]int64{int64(s.Last), s.Records, s.Blocks, s.Bytes, max(s.First.UnixMilli(), 0), max(s.Newest.UnixMilli(), 0), int64(s.Uptime)} {
 		v = binary.AppendUvarint(v, uint64(n))
@@ -177,8 +162,8 @@ func putGeneration(tx metaTx, c Class, s log.Seal, lasts time.Duration, spans []
 // boots returns what is known of boots.
 func (m *meta) boots() (map[uint64]bootTime, error) {
 	boots := make(map[uint64]bootTime)
-	err := m.db.View(func(tx metaTx) error {
-		for k, v := range tx.Rows(bucketBoots) {
+	err := m.db.View(func(tx rows.Tx) error {
+		for k, v := range tx.Rows(bucketBoots, nil) {
 			d := decoder{p: v}
 			b := bootTime{began: int64(d.uvarint()), newest: int64(d.uvarint()), epoch: uint32(d.uvarint())}
 			if len(k) != 8 || d.bad {
@@ -192,7 +177,7 @@ func (m *meta) boots() (map[uint64]bootTime, error) {
 }
 
 // saveClock puts what is known of this boot, and forgets old ones.
-func (m *meta) saveClock(tx metaTx, boot uint64, b bootTime) error {
+func (m *meta) saveClock(tx rows.Tx, boot uint64, b bootTime) error {
 	v := binary.AppendUvarint(nil, uint64(b.began))
 	v = binary.AppendUvarint(v, uint64(b.newest))
 	v = binary.AppendUvarint(v, uint64(m.epoch))
@@ -200,7 +185,7 @@ func (m *meta) saveClock(tx metaTx, boot uint64, b bootTime) error {
 		return err
 	}
 	n, oldest, key := 0, m.epoch, []byte(nil)
-	for k, v := range tx.Rows(bucketBoots) {
+	for k, v := range tx.Rows(bucketBoots, nil) {
 		d := decoder{p: v}
 		d.uvarint()
 		d.uvarint()
@@ -215,7 +200,7 @@ func (m *meta) saveClock(tx metaTx, boot uint64, b bootTime) error {
 	return nil
 }
 
-func putOutbox(tx metaTx, o *Outbox, next uint64, m *marks, voids []void) error {
+func putOutbox(tx rows.Tx, o *Outbox, next uint64, m *marks, voids []void) error {
 	v := append(make([]byte, 0, 64), byte(o.class))
 	v = appendString(v, o.name)
 	v = binary.AppendUvarint(v, next)
@@ -243,19 +228,26 @@ func (d *decoder) voids() (voids []void) {
 
 // create makes a new outbox durable.
 func (m *meta) create(o *Outbox) error {
-	return m.db.Update(func(tx metaTx) error { return putOutbox(tx, o, o.next, &o.marks, nil) })
+	return m.db.Update(func(tx rows.Tx) error {
+		return errors.Join(
+			putOutbox(tx, o, o.next, &o.marks, nil),
+			tx.Put(bucketAbout, keyNext, binary.BigEndian.AppendUint32(nil, o.id+1)))
+	})
 }
 
 // putOutboxes puts the marks of outboxes and returns what to call when they are
 // durable.
-func putOutboxes(tx metaTx, outboxes []*Outbox) (done func(), err error) {
+func putOutboxes(tx rows.Tx, outboxes []*Outbox) (done func(), err error) {
 	versions, voids := make([]uint64, len(outboxes)), make([][]void, len(outboxes))
 	for i, o := range outboxes {
 		o.mu.Lock()
 		mk, version := o.durable()
-		next := o.next
+		next, removed := o.next, o.removed
 		versions[i], voids[i] = version, slices.Clone(o.voids)
 		o.mu.Unlock()
+		if removed { // its row must not come back
+			continue
+		}
 		if err := putOutbox(tx, o, next, &mk, voids[i]); err != nil {
 			return nil, err
 		}
@@ -270,7 +262,7 @@ func putOutboxes(tx metaTx, outboxes []*Outbox) (done func(), err error) {
 // saveOutboxes makes the marks of outboxes durable.
 func (m *meta) saveOutboxes(outboxes []*Outbox) error {
 	var done func()
-	err := m.db.Update(func(tx metaTx) (err error) {
+	err := m.db.Update(func(tx rows.Tx) (err error) {
 		done, err = putOutboxes(tx, outboxes)
 		return err
 	})
@@ -285,7 +277,7 @@ func (m *meta) saveOutboxes(outboxes []*Outbox) error {
 func (m *meta) save(outboxes []*Outbox, rejected [NumClasses]uint64, clock *clock) error {
 	var done func()
 	boot, b, known := clock.toSave()
-	err := m.db.Update(func(tx metaTx) (err error) {
+	err := m.db.Update(func(tx rows.Tx) (err error) {
 		for c, n := range rejected {
 			if err := tx.Put(bucketRejected, []byte{byte(c)}, binary.AppendUvarint(nil, n)); err != nil {
 				return err
@@ -313,12 +305,14 @@ func (m *meta) seal(c *chain, s log.Seal, g *generation, lasts time.Duration) er
 	outboxes := make([]*Outbox, 0, len(g.spans))
 	c.mu.Lock()
 	for id, sp := range g.spans {
-		list = append(list, sp)
-		outboxes = append(outboxes, c.outboxes[id])
+		if o := c.outboxes[id]; o != nil { // or it was removed
+			list = append(list, sp)
+			outboxes = append(outboxes, o)
+		}
 	}
 	c.mu.Unlock()
 	var done func()
-	err := m.db.Update(func(tx metaTx) (err error) {
+	err := m.db.Update(func(tx rows.Tx) (err error) {
 		if err := putGeneration(tx, c.class, s, lasts, list); err != nil {
 			return err
 		}
@@ -333,7 +327,7 @@ func (m *meta) seal(c *chain, s log.Seal, g *generation, lasts time.Duration) er
 
 // replace makes one generation take the place of others.
 func (m *meta) replace(c *chain, ids []log.GenID, s log.Seal, lasts time.Duration, spans []span) error {
-	return m.db.Update(func(tx metaTx) error {
+	return m.db.Update(func(tx rows.Tx) error {
 		for _, id := range ids {
 			if err := tx.Delete(bucketGenerations, generationKey(c.class, id)); err != nil {
 				return err
@@ -345,7 +339,7 @@ func (m *meta) replace(c *chain, ids []log.GenID, s log.Seal, lasts time.Duratio
 
 // forget removes the seals of generations whose files are gone.
 func (m *meta) forget(c Class, ids []log.GenID) error {
-	return m.db.Update(func(tx metaTx) error {
+	return m.db.Update(func(tx rows.Tx) error {
 		for _, id := range ids {
 			if err := tx.Delete(bucketGenerations, generationKey(c, id)); err != nil {
 				return err
@@ -367,7 +361,7 @@ func (m *meta) park(o *Outbox, d *Delivery, reason string, now time.Time) error 
 		v = appendString(v, d.Props)
 	}
 	v = append(v, d.Payload...)
-	return m.db.Update(func(tx metaTx) error { return tx.Put(bucketParked, k, v) })
+	return m.db.Update(func(tx rows.Tx) error { return tx.Put(bucketParked, k, v) })
 }
 
 func (m *meta) close() error { return m.db.Close() }

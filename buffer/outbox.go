@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -38,6 +39,8 @@ type Outbox struct {
 	ahead    [numOutcomes]uint64
 	seen     []seen // the blocks that hold copies handed out and unsettled
 	pins     []pin  // the generations that hold unsettled copies, oldest first
+	limit    OutboxLimit
+	removed  bool
 	voids    []void // copies above taken that were dropped, in order
 	reader   *Reader
 	blocked  bool      // the reader waits for the window
@@ -73,10 +76,17 @@ type void struct {
 type pin struct {
 	gen         *generation
 	first, last uint64
+	bytes       int64 // of all of these copies
 }
 
 // Name is the destination's.
 func (o *Outbox) Name() string { return o.name }
+
+// own reports whether the outbox is the program's own: its copies are changes of
+// state, and reach nobody. So they neither expire nor make room: what they change
+// holds when the message that brought it is long of no use. The name begins with a
+// dollar sign.
+func (o *Outbox) own() bool { return strings.HasPrefix(o.name, "$") }
 
 // Class is that of all copies in the outbox.
 func (o *Outbox) Class() Class { return o.class }
@@ -114,6 +124,9 @@ func (o *Outbox) advance() {
 		if len(o.voids) > 0 && o.voids[0].first == o.cursor+1 {
 			v := o.voids[0]
 			if !v.durable {
+				if o.reader != nil {
+					o.chain.buffer.hurry()
+				}
 				break
 			}
 			o.voids = o.voids[1:]
@@ -149,6 +162,9 @@ func (o *Outbox) underWayIn(g *generation) bool {
 		return false
 	}
 	out := max(o.taken, o.dupTo)
+	if o.own() {
+		out = o.next - 1
+	}
 	return out >= o.pins[i].first && o.cursor < min(o.pins[i].last, out)
 }
 
@@ -157,28 +173,57 @@ func (o *Outbox) drop(g *generation, out Outcome) (dropped uint64) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	i := slices.IndexFunc(o.pins, func(p pin) bool { return p.gen == g })
-	if i < 0 {
+	if i < 0 || o.own() {
 		return 0
 	}
 	p := o.pins[i]
-	if p.last <= o.taken {
+	if p.last <= o.taken || o.own() {
 		return 0 // all of it is settled, or became under way
 	}
 	first := max(p.first, o.taken+1)
-	at, _ := slices.BinarySearchFunc(o.voids, first, func(v void, first uint64) int { return cmp.Compare(v.first, first) })
-	runs := o.runs(first, p.last, out)
-	o.voids = slices.Insert(o.voids, at, runs...)
-	for _, v := range runs {
-		if v.out == out {
-			dropped += v.last - v.first + 1
-		}
-	}
+	dropped = o.void(first, p.last, out)
 	if first == p.first || o.cursor+1 == first {
 		o.pins = slices.Delete(o.pins, i, i+1)
 		o.chain.unpin(g)
 	}
 	o.advance()
 	return dropped
+}
+
+// void settles the copies above taken from first to last that are not, and
+// returns how many those were.
+func (o *Outbox) void(first, last uint64, out Outcome) (n uint64) {
+	at, _ := slices.BinarySearchFunc(o.voids, first, func(v void, first uint64) int { return cmp.Compare(v.first, first) })
+	// What was voided already stays as it is.
+	if at > 0 {
+		first = max(first, o.voids[at-1].last+1)
+	}
+	for next := first; next <= last; {
+		end := last
+		if at < len(o.voids) && o.voids[at].first <= last {
+			end = o.voids[at].first - 1
+		}
+		if next <= end {
+			made := o.runs(next, end, out)
+			for _, v := range made {
+				if v.out == out {
+					n += v.last - v.first + 1
+				}
+			}
+			if k := at - 1; k >= 0 && len(made) > 0 && o.voids[k].last+1 == made[0].first && o.voids[k].out == made[0].out && !o.voids[k].durable {
+				o.voids[k].last = made[0].last
+				made = made[1:]
+			}
+			o.voids = slices.Insert(o.voids, at, made...)
+			at += len(made)
+		}
+		next = end + 1
+		if at < len(o.voids) && o.voids[at].first == next {
+			next = o.voids[at].last + 1
+			at++
+		}
+	}
+	return n
 }
 
 // runs makes voids of copies above taken: of those that are not settled, with the
@@ -258,24 +303,31 @@ func (o *Outbox) Ledger() Ledger {
 }
 
 // committed takes note of copies that have become durable.
-func (o *Outbox) committed(s span, g *generation) {
+// It reports false if there is no such outbox any more.
+func (o *Outbox) committed(s span, g *generation, bytes int64) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if o.removed {
+		return false
+	}
 	o.next = s.last + 1
 	o.stored += s.last - s.first + 1
-	o.pin(s, g)
+	o.pin(s, g, bytes)
+	o.trim()
 	if o.reader != nil {
 		o.reader.wake()
 	}
+	return true
 }
 
 // pin notes that a generation holds copies of the outbox.
-func (o *Outbox) pin(s span, g *generation) {
+func (o *Outbox) pin(s span, g *generation, bytes int64) {
 	if n := len(o.pins); n > 0 && o.pins[n-1].gen == g {
 		o.pins[n-1].last = s.last
+		o.pins[n-1].bytes += bytes
 		return
 	}
-	o.pins = append(o.pins, pin{g, s.first, s.last})
+	o.pins = append(o.pins, pin{g, s.first, s.last, bytes})
 	o.chain.pin(g)
 }
 
@@ -296,9 +348,14 @@ func (o *Outbox) persisted(version uint64, voids []void) {
 	fresh := false
 	for _, v := range voids {
 		i, ok := slices.BinarySearchFunc(o.voids, v.first, func(v void, first uint64) int { return cmp.Compare(v.first, first) })
-		if ok && !o.voids[i].durable {
-			o.voids[i].durable, fresh = true, true
+		if !ok || o.voids[i].durable {
+			continue
 		}
+		if is := o.voids[i]; is.last > v.last { // it has grown meanwhile
+			o.voids[i].last, is.first = v.last, v.last+1
+			o.voids = slices.Insert(o.voids, i+1, is)
+		}
+		o.voids[i].durable, fresh = true, true
 	}
 	if fresh {
 		o.advance()

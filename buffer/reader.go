@@ -14,8 +14,9 @@ import (
 // Reader hands out the copies of one or more outboxes. Next, Rewind and Close
 // must not be called concurrently; Settle and Park of the outboxes may.
 type Reader struct {
-	lanes []*lane // the first class first
-	ready chan struct{}
+	lanes  []*lane // the first class first
+	ready  chan struct{}
+	notify func() // instead of ready, if it is not nil
 }
 
 // lane is an outbox in a reader.
@@ -41,23 +42,43 @@ type readerSide struct {
 // Reader returns the single consumer of these outboxes; it starts with the oldest
 // copy that is not settled.
 func (b *Buffer) Reader(outboxes ...*Outbox) (*Reader, error) {
-	r := &Reader{ready: make(chan struct{}, 1)}
+	return newReader(&Reader{ready: make(chan struct{}, 1)}, outboxes)
+}
+
+// ReaderFunc is Reader for a consumer that has no goroutine of its own and only
+// calls TryNext: ready is called when there may be something new. That is while
+// locks of the buffer are held: it must neither block nor call the buffer.
+func (b *Buffer) ReaderFunc(ready func(), outboxes ...*Outbox) (*Reader, error) {
+	return newReader(&Reader{notify: ready}, outboxes)
+}
+
+func newReader(r *Reader, outboxes []*Outbox) (*Reader, error) {
 	for _, o := range outboxes {
-		o.mu.Lock()
-		taken := o.reader != nil
-		if !taken {
-			o.reader = r
-		}
-		o.mu.Unlock()
-		if taken {
+		if err := r.Add(o); err != nil {
 			r.Close()
-			return nil, fmt.Errorf("outbox %s of class %s has a reader already", o.name, o.class)
+			return nil, err
 		}
-		r.lanes = append(r.lanes, &lane{Outbox: o})
 	}
-	slices.SortStableFunc(r.lanes, func(x, y *lane) int { return int(x.class) - int(y.class) })
-	r.Rewind()
 	return r, nil
+}
+
+// Add makes the reader the single consumer of one more outbox. It must not be
+// called concurrently with Next, Rewind and Close.
+func (r *Reader) Add(o *Outbox) error {
+	o.mu.Lock()
+	taken := o.reader != nil || o.removed
+	if !taken {
+		o.reader = r
+	}
+	o.mu.Unlock()
+	if taken {
+		return fmt.Errorf("outbox %s of class %s has a reader already, or is gone", o.name, o.class)
+	}
+	r.lanes = append(r.lanes, &lane{Outbox: o})
+	slices.SortStableFunc(r.lanes, func(x, y *lane) int { return int(x.class) - int(y.class) })
+	o.rewind()
+	r.wake()
+	return nil
 }
 
 // Close lets go of the outboxes.
@@ -71,6 +92,10 @@ func (r *Reader) Close() {
 }
 
 func (r *Reader) wake() {
+	if r.notify != nil {
+		r.notify()
+		return
+	}
 	select {
 	case r.ready <- struct{}{}:
 	default:
@@ -144,7 +169,7 @@ func (o *Outbox) waiting() bool {
 	if len(o.voids) > 0 && o.voids[0].first == o.taken+1 {
 		return false
 	}
-	return o.taken+1 < o.next && o.taken-o.cursor < maxWindow
+	return o.taken+1 < o.next && o.taken-o.cursor < o.limit.Window
 }
 
 // Rewind makes every copy that was handed out and is not settled come again, in
@@ -172,9 +197,12 @@ func (o *Outbox) rewind() {
 // fill hands out copies of the outbox until dst is full or there is no more.
 func (o *Outbox) fill(dst []Delivery) (n int, err error) {
 	o.mu.Lock()
-	taken, next, limit := o.taken, o.next, o.cursor+maxWindow
+	taken, next, limit := o.taken, o.next, o.cursor+o.limit.Window
 	if len(o.voids) > 0 {
 		next = min(next, o.voids[0].first) // behind it when all before is settled
+		if next == o.cursor+1 {
+			o.chain.buffer.hurry() // and it is durable
+		}
 	}
 	// Generations that hold nothing for the outbox are passed over.
 	if i := slices.IndexFunc(o.pins, func(p pin) bool { return p.last > taken }); i >= 0 && o.rd.block == nil {
@@ -304,7 +332,7 @@ func (o *Outbox) handOut(dst []Delivery, taken uint64, done []seen, now time.Tim
 			continue
 		}
 		d.Dup = d.Ordinal <= o.dupTo
-		if d.Expiry > 0 && !d.Dup && now.Sub(d.Enqueued) > d.Expiry {
+		if d.Expiry > 0 && !d.Dup && now.Sub(d.Enqueued) > d.Expiry && !o.own() {
 			o.settle(d.Ordinal, DroppedExpired)
 			continue
 		}
@@ -314,7 +342,7 @@ func (o *Outbox) handOut(dst []Delivery, taken uint64, done []seen, now time.Tim
 	if n < len(dst) {
 		o.advance()
 	}
-	o.blocked = o.taken-o.cursor >= maxWindow || len(o.voids) > 0
+	o.blocked = o.taken-o.cursor >= o.limit.Window || len(o.voids) > 0
 	return n, true
 }
 

@@ -234,18 +234,22 @@ func (w *rewriter) shrink(b *log.Block) (directory []byte, stays []bool) {
 		return nil, nil
 	}
 	directory = binary.AppendUvarint(nil, dir.lasts)
-	var names []*Outbox
+	var names []uint32
 	for i := range dir.spans {
 		s := &dir.spans[i]
 		s.first = s.last + 1 - kept[s.outbox]
 		if !w.named[s.outbox] {
 			w.named[s.outbox] = true
-			names = append(names, w.chain.outbox(s.outbox))
+			names = append(names, s.outbox)
 		}
 	}
 	directory = binary.AppendUvarint(directory, uint64(len(names)))
-	for _, o := range names {
-		directory = appendName(directory, o)
+	for _, id := range names {
+		name := removedName
+		if o := w.chain.outbox(id); o != nil {
+			name = o.name
+		}
+		directory = appendName(directory, id, name)
 	}
 	directory = appendSpans(directory, dir.spans)
 	directory = binary.AppendUvarint(directory, uint64(len(dir.spans)))
@@ -313,6 +317,10 @@ func (o *Outbox) repin(old map[*generation]bool, g *generation) {
 	for j+1 < len(o.pins) && old[o.pins[j+1].gen] {
 		j++
 	}
-	o.pins = slices.Replace(o.pins, i, j+1, pin{g, o.pins[i].first, o.pins[j].last})
+	bytes := int64(0)
+	for _, p := range o.pins[i : j+1] {
+		bytes += p.bytes
+	}
+	o.pins = slices.Replace(o.pins, i, j+1, pin{g, o.pins[i].first, o.pins[j].last, bytes})
 	o.chain.pin(g)
 }

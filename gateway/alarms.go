@@ -22,6 +22,7 @@ const (
 	verifyFirst = 10 * time.Minute // after the start, when the disk is less busy
 	verifyEvery = 24 * time.Hour
 	verifyRate  = 1 << 20 // bytes a second: 4 GiB in 70 minutes
+	commitHangs = 5 * time.Second
 )
 
 // alarms watches the gateway: it feeds the alarm engine every five seconds, tells
@@ -30,8 +31,11 @@ const (
 type alarms struct {
 	engine  *alarm.Engine
 	buffer  *buffer.Buffer
-	dir     string // of the buffer
-	max     int64  // bytes the buffer may take; 0 is no limit
+	disk    commitTimes // of the buffer
+	dir     string      // of the buffer
+	max     int64       // bytes the buffer may take; 0 is no limit
+	clock   log.Clock
+	broker  *localbroker.Broker
 	publish func(context.Context, *localbroker.Message, buffer.Receipt) error
 	log     *slog.Logger
 
@@ -41,14 +45,20 @@ type alarms struct {
 	verified *buffer.Verified // the last recount; nil before the first
 }
 
-func newAlarms(c *config.Config, b *buffer.Buffer, broker *localbroker.Broker, log *slog.Logger) (*alarms, error) {
+// commitTimes says how long the disk takes for a commit; see buffer.Buffer.
+type commitTimes interface {
+	CommitP99() time.Duration
+	CommitUnderWay() time.Duration
+}
+
+func newAlarms(c *config.Config, b *buffer.Buffer, broker *localbroker.Broker, clock log.Clock, logger *slog.Logger) (*alarms, error) {
 	engine, err := alarm.New(alarm.Options{Thresholds: alarmThresholds(c.Alarms.Thresholds)})
 	if err != nil {
 		return nil, fmt.Errorf("alarms: %w", err)
 	}
 	return &alarms{
-		engine: engine, buffer: b, dir: filepath.Join(c.Gateway.DataDir, "buffer"), max: c.Buffer.MaxBytes,
-		publish: broker.Publish, log: log,
+		engine: engine, buffer: b, disk: b, dir: filepath.Join(c.Gateway.DataDir, "buffer"), max: c.Buffer.MaxBytes,
+		broker: broker, publish: broker.Publish, clock: clock, log: logger,
 	}, nil
 }
 
@@ -123,23 +133,37 @@ func (a *alarms) recount(ctx context.Context) {
 // samples are the figures as they are. One that cannot be had is left out.
 func (a *alarms) samples() []alarm.Sample {
 	s := a.buffer.Stats()
-	all := []alarm.Sample{a.rejecting(&s), a.ledger(&s)}
+	all := []alarm.Sample{a.rejecting(&s), a.ledger(&s), a.commits()}
 	if a.max > 0 {
 		all = append(all, alarm.Sample{Name: alarm.BufferFill, Value: float64(s.DiskBytes) / float64(a.max)})
 	}
 	// What waits for sessions of the local broker waits for clients that are away.
-	age, _ := a.buffer.OldestAge(buffer.Alert, buffer.Command, buffer.Status, buffer.Telemetry)
-	all = append(all, alarm.Sample{Name: alarm.BufferAge, Value: age.Seconds()})
+	age, _ := a.buffer.OldestAge(func(o *buffer.Outbox) bool { return strings.HasPrefix(o.Name(), bridgeOutbox) })
+	all = append(all, alarm.Sample{Name: alarm.BufferAge, Value: age.Seconds()}, a.drops())
 	if free, ok := diskFree(a.dir); ok {
 		all = append(all, alarm.Sample{Name: alarm.DiskFree, Value: free})
 	}
-	if c, ok := any(log.SystemClock{}).(log.SyncedClock); ok {
+	if c, ok := a.clock.(log.SyncedClock); ok {
 		all = append(all, alarm.Sample{Name: alarm.Clock, Value: number(!c.Synced())})
 	}
 	if q, ok := a.quarantine(); ok {
 		all = append(all, q)
 	}
 	return all
+}
+
+// drops is what the local broker has dropped since the last look because clients do
+// not take it.
+func (a *alarms) drops() alarm.Sample {
+	s := alarm.Sample{Name: alarm.SessionDrops}
+	var worst uint64
+	for client, n := range a.broker.TakeDrops() {
+		s.Value += float64(n)
+		if n > worst {
+			worst, s.Detail = n, client
+		}
+	}
+	return s
 }
 
 func number(b bool) float64 {
@@ -183,6 +207,16 @@ func (a *alarms) ledger(s *buffer.Stats) alarm.Sample {
 		sample.Detail = "by a recount of the disk"
 	}
 	return sample
+}
+
+// commits is how long the disk takes for one.
+func (a *alarms) commits() alarm.Sample {
+	s := alarm.Sample{Name: alarm.Fsync, Value: a.disk.CommitP99().Seconds(), Detail: "one commit in a hundred takes"}
+	// One that never ends is never counted.
+	if d := a.disk.CommitUnderWay(); d >= commitHangs && d.Seconds() > s.Value {
+		s.Value, s.Detail = d.Seconds(), "a commit that has not ended has taken"
+	}
+	return s
 }
 
 // quarantine is how many damaged files were set aside, and damaged places the

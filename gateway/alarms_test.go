@@ -10,11 +10,13 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/fieldferry/fieldferry/buffer"
+	"github.com/fieldferry/fieldferry/buffer/log"
 	"github.com/fieldferry/fieldferry/gateway/alarm"
 	"github.com/fieldferry/fieldferry/gateway/config"
 	"github.com/fieldferry/fieldferry/localbroker"
@@ -82,12 +84,14 @@ func TestAlarms(t *testing.T) {
 		}
 		defer b.Close()
 		var lines bytes.Buffer
-		a, err := newAlarms(c, b, localbroker.New(localbroker.Options{}), slog.New(slog.NewTextHandler(&lines, nil)))
+		a, err := newAlarms(c, b, localbroker.New(localbroker.Options{}), bubbleClock{time.Now()}, slog.New(slog.NewTextHandler(&lines, nil)))
 		if err != nil {
 			t.Fatal(err)
 		}
 		var told told
 		a.publish = told.publish
+		disk := new(fakeDisk)
+		a.disk = disk
 		ctx, stop := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		go func() { done <- a.Run(ctx) }()
@@ -106,7 +110,7 @@ func TestAlarms(t *testing.T) {
 				}
 			}
 		}
-		o, err := b.Outbox("cloud", buffer.Telemetry)
+		o, err := b.Outbox("bridge/cloud", buffer.Telemetry)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -136,6 +140,18 @@ func TestAlarms(t *testing.T) {
 		expect(alarm.Ledger, "raised")
 		recounted(&buffer.Verified{})
 		expect(alarm.Ledger, "cleared")
+
+		// The disk becomes slow, hangs, and is fast again.
+		disk.set(120*time.Millisecond, 0)
+		expect(alarm.Fsync, "raised")
+		disk.set(120*time.Millisecond, 4*time.Second) // one slow commit
+		expect(alarm.Fsync, "")
+		disk.set(120*time.Millisecond, 20*time.Second)
+		expect(alarm.Fsync, "raised") // to critical
+		disk.set(95*time.Millisecond, 0)
+		expect(alarm.Fsync, "raised") // back to a warning
+		disk.set(5*time.Millisecond, 0)
+		expect(alarm.Fsync, "cleared")
 
 		// The buffer fills, and is drained.
 		stored := make(stores, 1)
@@ -181,13 +197,28 @@ func TestAlarms(t *testing.T) {
 		if len(told.bad) > 0 || len(told.list) > 0 {
 			t.Errorf("malformed: %q; told besides: %+v", told.bad, told.list)
 		}
-		for _, name := range []string{alarm.Quarantine, alarm.Ledger, alarm.BufferFill, alarm.BufferAge} {
+		for _, text := range []string{"one commit in a hundred takes 120 ms or longer", "a commit that has not ended has taken 20 s or longer"} {
+			if n := strings.Count(lines.String(), text); n != 1 {
+				t.Errorf("%q stands %d times in the log", text, n)
+			}
+		}
+		for _, name := range []string{alarm.Quarantine, alarm.Ledger, alarm.Fsync, alarm.BufferFill, alarm.BufferAge} {
 			if n := strings.Count(lines.String(), "alarm="+name+" what=raised"); n != 1 {
 				t.Errorf("%s stands %d times in the log", name, n)
 			}
 		}
 	})
 }
+
+// fakeDisk says how long commits take.
+type fakeDisk struct{ p99, underWay atomic.Int64 }
+
+func (d *fakeDisk) set(p99, underWay time.Duration) {
+	d.p99.Store(int64(p99))
+	d.underWay.Store(int64(underWay))
+}
+func (d *fakeDisk) CommitP99() time.Duration      { return time.Duration(d.p99.Load()) }
+func (d *fakeDisk) CommitUnderWay() time.Duration { return time.Duration(d.underWay.Load()) }
 
 // bubbleClock is a clock in a bubble of synctest, of a machine that was booted
 // at its time.
@@ -210,7 +241,7 @@ func TestAlarmsAreRetained(t *testing.T) {
 	}
 	defer b.Close()
 	broker := localbroker.New(localbroker.Options{Buffer: b})
-	a, err := newAlarms(site(t, alarmSite, dir), b, broker, slog.New(slog.DiscardHandler))
+	a, err := newAlarms(site(t, alarmSite, dir), b, broker, log.SystemClock{}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

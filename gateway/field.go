@@ -11,12 +11,14 @@ import (
 	"github.com/fieldferry/fieldferry/gateway/config"
 	"github.com/fieldferry/fieldferry/gateway/payload"
 	"github.com/fieldferry/fieldferry/localbroker"
+	"github.com/fieldferry/fieldferry/localbroker/packet"
 )
 
 // field makes messages of what the links read and publishes them on the local
 // broker.
 type field struct {
 	broker   *localbroker.Broker
+	clock    believer
 	format   payload.Config
 	perPoint bool
 	log      *slog.Logger
@@ -27,6 +29,12 @@ type field struct {
 	order  []*device
 	byName map[*adapters.Device]*device // not changed after the links are made
 }
+
+// believer says whether a time of the machine's clock can be believed.
+type believer interface{ Believes(time.Time) bool }
+
+// unsynced goes with a message whose time cannot.
+var unsynced = packet.Properties(nil).AppendUser(payload.KeyClock, payload.ClockUnsynced)
 
 // device is what is known of a polled device.
 type device struct {
@@ -61,8 +69,8 @@ func (r *receipts) Stored(err error) {
 	r.stored.Add(1)
 }
 
-func newField(b *localbroker.Broker, p *config.Payload, log *slog.Logger) *field {
-	return &field{broker: b, format: payloadConfig(p), perPoint: p.PerPoint, log: log, byName: make(map[*adapters.Device]*device)}
+func newField(b *localbroker.Broker, clock believer, p *config.Payload, log *slog.Logger) *field {
+	return &field{broker: b, clock: clock, format: payloadConfig(p), perPoint: p.PerPoint, log: log, byName: make(map[*adapters.Device]*device)}
 }
 
 // add makes a device known before its link runs.
@@ -88,12 +96,13 @@ func (f *field) Emit(ctx context.Context, r adapters.Reading) error {
 	d.last.Readings++
 	d.last.Last = r.Time
 	d.mu.Unlock()
+	r.Unsynced = !f.clock.Believes(r.Time)
 	if !f.perPoint {
-		return f.publish(ctx, d.telemetry, f.format.AppendReading(nil, r, payload.Seq{}), false)
+		return f.publish(ctx, d.telemetry, f.format.AppendReading(nil, r, payload.Seq{}), r.Unsynced, false)
 	}
 	for i := range r.Samples {
 		s := &r.Samples[i]
-		if err := f.publish(ctx, d.points[s.Point], f.format.AppendSample(nil, r, s, payload.Seq{}), false); err != nil {
+		if err := f.publish(ctx, d.points[s.Point], f.format.AppendSample(nil, r, s, payload.Seq{}), r.Unsynced, false); err != nil {
 			return err
 		}
 	}
@@ -106,11 +115,15 @@ func (f *field) Status(ctx context.Context, s adapters.Status) error {
 	d.mu.Lock()
 	d.last.Known, d.last.Online, d.last.Reason, d.last.Since = true, s.Online, s.Reason, s.Time
 	d.mu.Unlock()
-	return f.publish(ctx, d.status, f.format.AppendStatus(nil, s), true)
+	s.Unsynced = !f.clock.Believes(s.Time)
+	return f.publish(ctx, d.status, f.format.AppendStatus(nil, s), s.Unsynced, true)
 }
 
-func (f *field) publish(ctx context.Context, topic string, payload []byte, retain bool) error {
+func (f *field) publish(ctx context.Context, topic string, payload []byte, unsure, retain bool) error {
 	m := &localbroker.Message{Topic: topic, Payload: payload, QoS: 1, Retain: retain, Received: time.Now(), Urgent: retain}
+	if unsure {
+		m.Props = unsynced
+	}
 	err := f.broker.Publish(ctx, m, &f.stored)
 	if err != nil {
 		f.stored.refused.Add(1)

@@ -22,13 +22,16 @@ import (
 	"github.com/fieldferry/fieldferry/adapters"
 	"github.com/fieldferry/fieldferry/bridge"
 	"github.com/fieldferry/fieldferry/buffer"
+	"github.com/fieldferry/fieldferry/buffer/log"
 	"github.com/fieldferry/fieldferry/gateway/config"
 	"github.com/fieldferry/fieldferry/localbroker"
 )
 
 // Options of a gateway; the zero value works.
 type Options struct {
-	Logger *slog.Logger // nil discards
+	Logger  *slog.Logger // nil discards
+	Clock   log.Clock    // what is known of time.Now; nil is the machine's
+	Version string       // of the program, as in $SYS
 }
 
 // Gateway is a gateway that is open: its data folder is in use and its listeners
@@ -36,7 +39,10 @@ type Options struct {
 type Gateway struct {
 	config  *config.Config
 	log     *slog.Logger
+	clock   log.Clock
 	buffer  *buffer.Buffer
+	version string
+	state   *localbroker.State
 	broker  *localbroker.Broker
 	bridges []*upstream
 	alarms  *alarms
@@ -53,14 +59,13 @@ func Open(c *config.Config, o Options) (*Gateway, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	if missing := Unsupported(c); len(missing) > 0 {
-		errs := make([]error, len(missing))
-		for i, p := range missing {
-			errs[i] = errors.New(p.String())
-		}
-		return nil, errors.Join(errs...)
+	if o.Clock == nil {
+		o.Clock = log.SystemClock{}
 	}
-	g := &Gateway{config: c, log: o.Logger, stopLinks: make(chan struct{})}
+	if missing := Unsupported(c); len(missing) > 0 {
+		return nil, join(missing)
+	}
+	g := &Gateway{config: c, log: o.Logger, clock: o.Clock, version: o.Version, stopLinks: make(chan struct{})}
 	if err := g.open(); err != nil {
 		return nil, errors.Join(err, g.Close())
 	}
@@ -69,7 +74,16 @@ func Open(c *config.Config, o Options) (*Gateway, error) {
 
 func (g *Gateway) open() (err error) {
 	c := g.config
-	if g.buffer, err = buffer.Open(filepath.Join(c.Gateway.DataDir, "buffer"), bufferOptions(&c.Buffer, g.log.With("part", "buffer"))); err != nil {
+	guard, problems := newGuard(c)
+	if guard == nil {
+		return join(problems)
+	}
+	for _, p := range problems {
+		g.log.Warn(p.Text, "file", p.File, "line", p.Line)
+	}
+	o := bufferOptions(&c.Buffer, g.log.With("part", "buffer"))
+	o.Clock = g.clock
+	if g.buffer, err = buffer.Open(filepath.Join(c.Gateway.DataDir, "buffer"), o); err != nil {
 		return dataDirError(c, err)
 	}
 	var routes router
@@ -81,15 +95,36 @@ func (g *Gateway) open() (err error) {
 		g.bridges = append(g.bridges, u)
 		routes = append(routes, u.mapper)
 	}
-	g.broker = localbroker.New(brokerOptions(&c.Broker, routes, g.buffer, g.log.With("part", "broker")))
-	if g.alarms, err = newAlarms(c, g.buffer, g.broker, g.log.With("part", "alarms")); err != nil {
+	brokerLog := g.log.With("part", "broker")
+	if g.state, err = localbroker.OpenState(filepath.Join(c.Gateway.DataDir, "state.db"), g.buffer, brokerLog); err != nil {
+		return dataDirError(c, err)
+	}
+	options := brokerOptions(&c.Broker, routes, g.buffer, g.state, brokerLog)
+	options.Version = g.version
+	if options.Listeners, err = openListeners(&c.Broker, brokerLog); err != nil {
 		return err
 	}
-	g.field = newField(g.broker, &c.Payload, g.log.With("part", "field"))
+	if guard.guards() {
+		options.Access = guard
+	}
+	g.broker = localbroker.New(options)
+	if g.alarms, err = newAlarms(c, g.buffer, g.broker, g.clock, g.log.With("part", "alarms")); err != nil {
+		return err
+	}
+	g.field = newField(g.broker, g.buffer, &c.Payload, g.log.With("part", "field"))
 	if g.links, err = openLinks(c, g.field, g.log); err != nil {
 		return err
 	}
-	return listen(g.broker, &c.Broker)
+	return listen(g.broker, c)
+}
+
+// join makes problems an error, one a line.
+func join(problems []config.Problem) error {
+	errs := make([]error, len(problems))
+	for i, p := range problems {
+		errs[i] = errors.New(p.String())
+	}
+	return errors.Join(errs...)
 }
 
 // dataDirError says what to do about a data folder that cannot be used.
@@ -122,6 +157,8 @@ func (g *Gateway) Run(ctx context.Context) error {
 	for _, u := range g.bridges {
 		bridges.run("bridge "+u.name, u.bridge.Run)
 	}
+	state := newStage(ctx, fail)
+	state.run("broker state", g.state.Run)
 	broker := newStage(ctx, fail)
 	broker.run("broker", g.broker.Run)
 	broker.run("alarms", g.alarms.Run)
@@ -137,7 +174,7 @@ func (g *Gateway) Run(ctx context.Context) error {
 		<-ctx.Done()
 	}
 	g.log.Info("gateway stops")
-	for _, s := range []*stage{links, broker, bridges} {
+	for _, s := range []*stage{links, broker, state, bridges} {
 		s.stop()
 	}
 	var failed *partError
@@ -157,6 +194,9 @@ func (g *Gateway) Close() error {
 	var errs []error
 	for _, u := range g.bridges {
 		u.reader.Close()
+	}
+	if g.state != nil {
+		errs = append(errs, g.state.Close())
 	}
 	if g.buffer != nil {
 		errs = append(errs, g.buffer.Close())

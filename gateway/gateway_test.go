@@ -28,7 +28,12 @@ func site(t *testing.T, format string, args ...any) *config.Config {
 // start runs a gateway until stop is called or the test ends.
 func start(t *testing.T, c *config.Config) (g *Gateway, stop func()) {
 	t.Helper()
-	g, err := Open(c, Options{})
+	return startWith(t, c, Options{})
+}
+
+func startWith(t *testing.T, c *config.Config, o Options) (g *Gateway, stop func()) {
+	t.Helper()
+	g, err := Open(c, o)
 	if err != nil {
 		t.Fatal(err)
 	}

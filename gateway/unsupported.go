@@ -46,35 +46,15 @@ func (u *unsupported) add(pos config.Pos, what, these string) {
 
 func (u *unsupported) broker(c *config.Config) {
 	b := &c.Broker
-	at := func(path ...string) config.Pos {
-		pos, _ := c.Position(path...)
-		return pos
-	}
-	if b.PasswordFile != "" {
-		u.add(at("broker", "password_file"), "broker.password_file", "passwords are")
-	}
-	if b.ACLFile != "" {
-		u.add(at("broker", "acl_file"), "broker.acl_file", "access lists are")
-	}
-	if pos, there := c.Position("broker", "sys_interval"); there && b.SysInterval > 0 {
-		u.add(pos, "broker.sys_interval", "$SYS topics are")
-	}
-	if pos, there := c.Position("broker", "limits", "session_expiry"); there {
-		u.add(pos, "broker.limits.session_expiry", "sessions that outlive their connection are")
-	}
 	if b.JWT != nil {
 		u.add(b.JWT.Pos, "broker.jwt", "tokens are")
 	}
 	for _, l := range b.Listeners {
 		what := "broker.listeners: " + l.Name
-		switch {
-		case l.TLS != nil:
-			u.add(l.TLS.Pos, what, "TLS listeners are")
-		case l.WebSocket != "":
-			u.add(l.Pos, what, "WebSocket listeners are")
-		case !l.AllowAnonymous && b.PasswordFile == "" && b.JWT == nil:
+		certificates := l.TLS != nil && l.TLS.ClientCA != ""
+		if !l.AllowAnonymous && b.PasswordFile == "" && b.JWT == nil && !certificates {
 			u.problems = append(u.problems, config.Problem{Pos: l.Pos, Text: what +
-				": nobody could connect: passwords are not in this version, and anonymous clients are allowed by default on loopback addresses only; listen there, or set broker.allow_anonymous: true"})
+				": nobody could connect: there is no password_file, and anonymous clients are allowed by default on loopback addresses only; give clients names with broker.password_file, listen on 127.0.0.1, or set broker.allow_anonymous: true"})
 		}
 	}
 }

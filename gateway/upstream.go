@@ -13,6 +13,9 @@ import (
 	"github.com/fieldferry/fieldferry/gateway/payload"
 )
 
+// bridgeOutbox begins the names of the outboxes of bridges.
+const bridgeOutbox = "bridge/"
+
 // upstream is a bridge with what belongs to it.
 type upstream struct {
 	name     string
@@ -27,7 +30,7 @@ func openUpstream(c *config.Config, b *config.Bridge, buf *buffer.Buffer, log *s
 	u := &upstream{name: b.Name}
 	var err error
 	// The number is that of the connection.
-	if u.outboxes, err = bridge.OpenOutboxes(buf, "bridge/"+b.Name+"/0"); err != nil {
+	if u.outboxes, err = bridge.OpenOutboxes(buf, bridgeOutbox+b.Name+"/0"); err != nil {
 		return nil, err
 	}
 	if u.mapper, err = bridge.NewMapper(mapperOptions(c, b, u.outboxes, buf, log)); err != nil {
@@ -42,7 +45,7 @@ func openUpstream(c *config.Config, b *config.Bridge, buf *buffer.Buffer, log *s
 		Keepalive:     b.Keepalive,
 		SessionExpiry: b.SessionExpiry,
 		Backoff:       bridge.Backoff{First: b.BackoffFirst, Max: b.BackoffMax},
-		Presence:      presence(c, u.mapper),
+		Presence:      presence(c, u.mapper, buf),
 		Logger:        log,
 	}
 	for _, url := range b.Upstream {
@@ -124,14 +127,14 @@ func direction(down bool) bridge.Direction {
 }
 
 // presence is the gateway's own status upstream, if it has a topic there.
-func presence(c *config.Config, m *bridge.Mapper) *bridge.Presence {
+func presence(c *config.Config, m *bridge.Mapper, clock believer) *bridge.Presence {
 	topic, err := m.UpstreamTopic(c.Gateway.ID, "status")
 	if err != nil {
 		return nil
 	}
 	format := payloadConfig(&c.Payload)
 	return &bridge.Presence{Topic: topic, Payload: func(online bool, reason string, at time.Time) []byte {
-		return format.AppendStatus(nil, adapters.Status{Online: online, Reason: reason, Time: at})
+		return format.AppendStatus(nil, adapters.Status{Online: online, Reason: reason, Time: at, Unsynced: !clock.Believes(at)})
 	}}
 }
 

@@ -3,14 +3,17 @@
 // durable destinations there, and in any case in the queues of those who
 // subscribed to it here.
 //
-// It has no storage of its own. Sessions live as long as their connection,
-// QoS is at most 1, and retained messages are in memory: clients are told so
-// where their version has words for it.
+// With a State, sessions outlive their connections and the process, and so do
+// retained messages and wills. Without one, all that ends with the process, and
+// sessions with their connections: clients are told so where their version has words
+// for it.
 package localbroker
 
 import (
 	"context"
 	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -19,6 +22,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/fieldferry/fieldferry/buffer"
@@ -30,10 +34,14 @@ import (
 type Options struct {
 	Listeners []Listener
 	Limits    Limits
-	Buffer    Appender     // where copies for durable destinations go; nil if Router is
+	Buffer    Appender     // where copies for durable destinations go; nil if Router and State are
+	State     *State       // what outlives the process, on the same buffer; nil is nothing
 	Router    Router       // which durable destinations a publish has; nil is none
 	Access    Access       // who may do what; nil leaves it to the listeners' AllowAnonymous
 	Logger    *slog.Logger // nil discards
+
+	SysInterval time.Duration // of $SYS; 0 is none
+	Version     string        // as in $SYS
 }
 
 // Listener is an address to listen on.
@@ -41,6 +49,10 @@ type Listener struct {
 	Name           string // as in logs and for Addr
 	Addr           string // host:port
 	AllowAnonymous bool   // without Access: anybody may connect and do anything
+	TLS            *tls.Config
+	Identity       func(*x509.Certificate) string // the user name that a verified certificate proves; nil: none
+	WebSocket      string                         // the path of MQTT over WebSocket; empty is MQTT itself
+	Origins        []string                       // of pages that browsers may connect from, beside those of the same host
 }
 
 // Appender makes messages durable; *buffer.Buffer is one. The receipt is told
@@ -66,6 +78,15 @@ type Access interface {
 	Authenticate(ctx context.Context, l *Login) (Rights, error)
 }
 
+// Recaller is an Access that knows what clients may do also when they are not
+// connected. Without it, the will of a client that was connected when the process
+// died is published only where there is no Access at all.
+type Recaller interface {
+	// Recall returns what the client that logged in with this user name may do, nil if
+	// everything.
+	Recall(username, clientID string) Rights
+}
+
 // Login is what a client says of itself when it connects.
 type Login struct {
 	Listener    string
@@ -76,6 +97,8 @@ type Login struct {
 	HasUsername bool
 	Password    []byte // valid until Authenticate returns
 	HasPassword bool
+	Certificate bool // it has shown a certificate that the listener's authority has signed
+	Verified    bool // Username is proved by a certificate; what the client said it is called does not count
 }
 
 // Rights are what one client may do. The methods are called concurrently and
@@ -99,9 +122,16 @@ type Broker struct {
 	buffers  sync.Pool // of *[]byte, for writes
 	fanouts  sync.Pool // of *fanout, for publishes of the gateway itself
 
+	stamps     atomic.Uint64 // given to publishes in the order in which they became durable
+	marker     marker
+	drops      drops
+	bereft     []*session // have just a will; until Run
+	background background // goroutines beside those of connections
+
 	mu        sync.Mutex // guards what follows
 	listeners []net.Listener
-	sessions  map[string]*session // of connected clients, by client id
+	sessions  map[string]*session // by client id; of clients that are connected, or whose session is kept
+	claims    map[string]*conn    // of clients that are connected or about to be, by client id
 	conns     map[*conn]struct{}  // open connections
 	addresses map[netip.Addr]int  // how many of them come from an address
 	closing   bool
@@ -120,27 +150,47 @@ func New(o Options) *Broker {
 		options:   o,
 		log:       o.Logger,
 		sessions:  make(map[string]*session),
+		claims:    make(map[string]*conn),
 		conns:     make(map[*conn]struct{}),
 		addresses: make(map[netip.Addr]int),
 	}
 	b.buffers.New = func() any { buf := make([]byte, 0, writeSize); return &buf }
 	b.fanouts.New = func() any { return new(fanout) }
 	b.stats.started = time.Now()
+	b.marker.b = b
+	if o.State != nil {
+		b.restore(o.State.saved)
+		o.State.saved = saved{}
+	}
 	return b
 }
 
-// Listen binds all listeners. If one cannot be bound none is.
+// ListenError says which listener could not be bound.
+type ListenError struct {
+	Index int // in Options.Listeners
+	Listener
+	Err error // of net.Listen
+}
+
+func (e *ListenError) Error() string {
+	return fmt.Sprintf("listen on %s for MQTT listener %q: %v", e.Addr, e.Name, e.Err)
+}
+
+func (e *ListenError) Unwrap() error { return e.Err }
+
+// Listen binds all listeners. If one cannot be bound none is, and the error is a
+// *ListenError.
 func (b *Broker) Listen() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for _, l := range b.options.Listeners {
+	for i, l := range b.options.Listeners {
 		ln, err := net.Listen("tcp", l.Addr)
 		if err != nil {
 			for _, open := range b.listeners {
-				err = errors.Join(err, open.Close())
+				open.Close() // nothing came through it yet
 			}
 			b.listeners = nil
-			return fmt.Errorf("listen on %s for MQTT listener %q: %w", l.Addr, l.Name, err)
+			return &ListenError{i, l, err}
 		}
 		b.listeners = append(b.listeners, ln)
 	}
@@ -166,9 +216,17 @@ func (b *Broker) Run(ctx context.Context) error {
 	b.mu.Lock()
 	listeners := b.listeners
 	b.mu.Unlock()
+	for _, s := range b.bereft { // before their clients come back
+		b.publishPending(ctx, s)
+	}
+	b.bereft = nil
 	var accepting sync.WaitGroup
 	for i, ln := range listeners {
 		accepting.Go(func() { b.accept(ctx, ln, b.options.Listeners[i]) })
+	}
+	accepting.Go(func() { b.tidy(ctx) })
+	if b.options.SysInterval > 0 {
+		accepting.Go(func() { b.sys(ctx, b.options.SysInterval) })
 	}
 	<-ctx.Done()
 	var err error
@@ -184,6 +242,7 @@ func (b *Broker) Run(ctx context.Context) error {
 		c.end(packet.Errorf(packet.ServerShuttingDown, "the broker stops"))
 	}
 	b.connections.Wait()
+	b.background.wait()
 	b.mu.Lock()
 	b.listeners = nil
 	b.mu.Unlock()

@@ -2,6 +2,7 @@ package localbroker
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"io"
 	"net"
@@ -25,19 +26,27 @@ type conn struct {
 	nc       net.Conn
 	address  netip.Addr
 	listener Listener
+	identity *x509.Certificate // of the client, verified; nil is none
+	claimed  string            // the client id
 	reader   *packet.Reader
 	ended    chan struct{} // closed when the session has ended and its will is on its way
 
 	// Set when the client is let in, and not changed after that.
 	version   packet.Version
+	asked     uint32 // the session expiry of CONNECT
 	session   *session
 	publisher *publisher
-	maxPacket int // the client's Maximum Packet Size; 0 is none
+	maxPacket int    // the client's Maximum Packet Size; 0 is none
+	maxAlias  uint16 // the client's Topic Alias Maximum
 	keepalive time.Duration
-	connected bool // CONNACK said so
+	connected bool          // CONNACK said so
+	resumes   bool          // the session was there before
+	was       time.Duration // its expiry, then
+
+	outAliases map[string]uint16 // by topic; for the writing goroutine alone
 
 	// For the reading goroutine alone.
-	will    *Message
+	will    *will
 	aliases []string // of topics, from 1 on
 	in      packet.Publish
 	fanout  fanout
@@ -57,8 +66,11 @@ type conn struct {
 	again   bool       // it shall look at the session again
 	closed  bool       // it shall not be started again
 	timeout time.Duration
-	waiting int // publishes that wait for the disk or behind such
-	unacked int // those of them that are to be acknowledged
+	waiting int  // publishes that wait for the disk or behind such
+	unacked int  // those of them with QoS 1
+	cut     bool // a publish was refused that cannot be answered: the connection is about to end
+
+	open int // QoS 2 publishes that the client began or resumed on it; guarded by session.mu
 
 	writers sync.WaitGroup
 }
@@ -84,7 +96,9 @@ func (c *conn) end(err error) {
 	cancel := c.cancel
 	c.mu.Unlock()
 	cancel(err)
-	_ = c.nc.SetReadDeadline(time.Unix(1, 0)) // wakes the reading goroutine
+	if c.nc != nil {
+		_ = c.nc.SetReadDeadline(time.Unix(1, 0)) // wakes the reading goroutine
+	}
 }
 
 // serve is the life of a connection. A panic ends this one and no other.
@@ -106,6 +120,7 @@ func (c *conn) serve(ctx context.Context) {
 	cancel(err)
 	// What a client leaves behind is for others, so it outlives the context.
 	_ = c.guard(func() error { c.leave(context.WithoutCancel(broker)); return nil })
+	c.unclaim()
 	close(c.ended)
 	c.part(err)
 }
@@ -138,6 +153,9 @@ func (c *conn) run(ctx context.Context) error {
 	c.now = time.Now()
 	c.last = c.now
 	c.keepalive = c.b.limits.ConnectTimeout
+	if err := c.handshake(ctx); err != nil {
+		return err
+	}
 	if err := c.alive(ctx); err != nil {
 		return err
 	}
@@ -230,7 +248,20 @@ func (c *conn) handle(ctx context.Context, first byte, body []byte) error {
 		if err := p.Decode(c.version, t, body); err != nil {
 			return err
 		}
-		if c.session.ack(p.PacketID) {
+		if c.session.puback(p.PacketID) {
+			c.session.wake()
+		}
+		return nil
+	case packet.PUBREC:
+		return c.handlePubrec(ctx, body)
+	case packet.PUBREL:
+		return c.handlePubrel(ctx, body)
+	case packet.PUBCOMP:
+		var p packet.Ack
+		if err := p.Decode(c.version, t, body); err != nil {
+			return err
+		}
+		if c.session.pubcomp(p.PacketID) {
 			c.session.wake()
 		}
 		return nil
@@ -245,8 +276,6 @@ func (c *conn) handle(ctx context.Context, first byte, body []byte) error {
 		return c.answer(ctx, func(dst []byte) []byte { return packet.AppendPingresp(dst) })
 	case packet.DISCONNECT:
 		return c.handleDisconnect(body)
-	case packet.PUBREC, packet.PUBREL, packet.PUBCOMP: // no QoS 2 was ever granted
-		return packet.Errorf(packet.ProtocolError, "%v without a QoS 2 message", t)
 	default:
 		return packet.Errorf(packet.ProtocolError, "%v has no place here", t)
 	}
@@ -257,29 +286,60 @@ func (c *conn) handleDisconnect(body []byte) error {
 	if err := p.Decode(c.version, packet.DISCONNECT, body); err != nil {
 		return err
 	}
-	if v, ok := p.Props.Uint(packet.SessionExpiry); ok && v != 0 { // it was told that its session expires at once, §3.14.2.2.2
-		return packet.Errorf(packet.ProtocolError, "DISCONNECT: a session expiry where there was none")
+	if v, ok := p.Props.Uint(packet.SessionExpiry); ok {
+		switch k := c.session.kept; {
+		case c.asked == 0 && v != 0: // §3.14.2.2.2
+			return packet.Errorf(packet.ProtocolError, "DISCONNECT: a session expiry where there was none")
+		case k != nil:
+			k.expiry = c.b.limits.expiry(v)
+		}
 	}
-	if p.Reason != packet.DisconnectWithWill {
-		c.will = nil // [MQTT-3.14.4-3]
+	switch p.Reason { // those that a client may send, §3.14.2.1
+	case packet.Success:
+		c.will.takeBack(c) // [MQTT-3.14.4-3]
+		c.will = nil
+	case packet.DisconnectWithWill, packet.Unspecified, packet.Malformed, packet.ProtocolError, packet.ImplementationSpecific,
+		packet.TopicNameInvalid, packet.ReceiveMaximumExceeded, packet.TopicAliasInvalid, packet.PacketTooLarge,
+		packet.MessageRateTooHigh, packet.QuotaExceeded, packet.AdministrativeAction, packet.PayloadFormatInvalid:
+	default:
+		return packet.Errorf(packet.ProtocolError, "DISCONNECT: reason %v is the server's", p.Reason)
 	}
 	return errDisconnected
 }
 
-// leave ends the session and publishes the will.
+// handlePubrec takes a PUBREC, and answers unless that has to be durable first.
+func (c *conn) handlePubrec(ctx context.Context, body []byte) error {
+	var p packet.Ack
+	if err := p.Decode(c.version, packet.PUBREC, body); err != nil {
+		return err
+	}
+	rel, answer, wake := c.session.pubrec(p.PacketID, p.Reason)
+	if wake {
+		c.session.wake()
+	}
+	if !answer {
+		return nil
+	}
+	return c.answer(ctx, func(dst []byte) []byte { return rel.Append(dst, c.version, packet.PUBREL) })
+}
+
+// leave ends the session, or leaves it for the client to come back to, and publishes
+// the will.
 func (c *conn) leave(ctx context.Context) {
 	c.reader.Close()
 	s := c.session
 	if s == nil {
 		return
 	}
-	s.end()
-	c.b.mu.Lock()
-	if c.b.sessions[s.id] == s {
-		delete(c.b.sessions, s.id)
+	switch {
+	case c.resumes && !c.connected:
+		c.b.giveBackSession(s, c)
+	case s.kept != nil && c.connected && s.kept.expiry > 0:
+		c.b.leaveSession(ctx, s, c)
+	default:
+		c.b.endSession(ctx, s)
+		c.publishWill(ctx)
 	}
-	c.b.mu.Unlock()
-	c.publishWill(ctx)
 	c.fanout.wake()
 }
 

@@ -2,11 +2,11 @@ package localbroker
 
 import (
 	"context"
+	"math"
 	"strings"
 	"time"
 
 	"github.com/fieldferry/fieldferry/localbroker/packet"
-	"github.com/fieldferry/fieldferry/localbroker/topic"
 )
 
 // login lets the client in, or tells it why not.
@@ -34,7 +34,7 @@ func (c *conn) login(ctx context.Context) error {
 	if err == nil {
 		err = c.admit(ctx, &p)
 	}
-	if err != nil && !c.connected {
+	if err != nil && !c.connected && ctx.Err() == nil { // CONNACK has no words for a takeover
 		c.refuse(err)
 	}
 	return err
@@ -60,73 +60,100 @@ func (c *conn) refuse(err error) {
 	c.mu.Unlock()
 }
 
-// admit takes over from an older connection of the client, and answers with CONNACK.
+// admit takes over from an older connection of the client, finds or makes its
+// session, and answers with CONNACK.
 func (c *conn) admit(ctx context.Context, p *packet.Connect) error {
 	limits := &c.b.limits
-	s := &session{b: c.b, id: p.ClientID, conn: c, window: limits.ReceiveMaximum, subscriptions: make(map[string]*subscription)}
-	assigned := s.id == ""
+	id := p.ClientID
+	assigned := id == ""
 	switch {
-	case len(s.id) > clientIDSize:
+	case len(id) > clientIDSize:
 		return packet.Errorf(packet.ClientIDNotValid, "a client id of more than %d bytes", clientIDSize)
 	case assigned && p.Version == packet.V311 && !p.CleanStart: // 3.1.1 [MQTT-3.1.3-8]
 		return packet.Errorf(packet.ClientIDNotValid, "no client id, but a session to be kept")
 	case assigned:
-		s.id = newClientID()
+		id = newClientID()
 	}
 	if _, ok := p.Props.Bytes(packet.AuthMethod); ok {
 		return packet.Errorf(packet.BadAuthenticationMethod, "enhanced authentication is not supported")
 	}
-	will, err := c.takeWill(p, s)
+	will, err := c.takeWill(p, id)
 	if err != nil {
 		return err
 	}
-	if s.rights, err = c.authenticate(ctx, p, s.id); err != nil {
+	rights, err := c.authenticate(ctx, p, id)
+	if err != nil {
 		return err
 	}
-	if will != nil && s.rights != nil && !s.rights.MayPublish(will.Topic) {
-		return packet.Errorf(packet.NotAuthorized, "its will may not be published to %s", will.Topic)
+	if will != nil && rights != nil && !rights.MayPublish(will.m.Topic) {
+		return packet.Errorf(packet.NotAuthorized, "its will may not be published to %s", will.m.Topic)
 	}
 
+	window := limits.ReceiveMaximum
 	if n, ok := p.Props.Uint(packet.ReceiveMaximum); ok {
-		s.window = min(s.window, int(n))
+		window = min(window, int(n))
 	}
 	n, _ := p.Props.Uint(packet.MaximumPacketSize)
 	c.maxPacket = int(n)
+	n, _ = p.Props.Uint(packet.TopicAliasMaximum)
+	c.maxAlias = uint16(min(n, uint32(limits.TopicAliases)))
 	keepalive := time.Duration(p.KeepAlive) * time.Second
 	if keepalive == 0 || keepalive > limits.Keepalive {
 		keepalive = limits.Keepalive
 	}
-	c.will = will
-	c.publisher = new(publisher)
-	if err := c.takeOver(ctx, s); err != nil {
+	c.asked, _ = p.Props.Uint(packet.SessionExpiry)
+	if p.Version == packet.V311 && !p.CleanStart {
+		c.asked = math.MaxUint32 // MQTT 5 §3.1.2.11.2
+	}
+	expiry := limits.expiry(c.asked)
+	if c.b.options.State == nil {
+		expiry = 0 // there is nowhere to keep it
+	}
+
+	if err := c.claim(ctx, id); err != nil {
+		return err
+	}
+	present, err := c.begin(ctx, id, p.CleanStart, expiry)
+	if err != nil {
+		return err
+	}
+	s := c.session
+	c.b.publishDue(ctx, s, time.Now())
+	s.setRights(rights)
+	if err := c.leaveWill(ctx, will); err != nil {
 		return err
 	}
 
-	var ack packet.Connack
+	ack := packet.Connack{SessionPresent: present}
 	if p.Version == packet.V5 {
-		ack.Props = c.capabilities(p, s.id, assigned, keepalive)
+		ack.Props = c.capabilities(p, id, assigned, keepalive, expiry)
 	}
 	c.mu.Lock()
 	c.control = ack.Append(c.control, c.version)
 	c.mu.Unlock()
 	c.connected = true
+	c.b.stats.connects.Add(1)
+	c.b.stats.packetsOut.Add(1)
 	c.keepalive = keepalive + keepalive/2 // [MQTT-3.1.2-22]
 	c.reader.SetLimit(limits.PacketSize)
 	c.reader.SetVersion(p.Version)
-	c.b.log.Debug("client connected", "client", s.id, "address", c.nc.RemoteAddr().String(), "version", p.Version.String())
+	c.b.log.Debug("client connected", "client", id, "address", c.nc.RemoteAddr().String(), "version", p.Version.String(), "session", present)
+	if err := s.attach(c, window); err != nil {
+		return packet.Errorf(packet.ImplementationSpecific, "the session cannot be read: %v", err)
+	}
+	c.wake()
 	return c.alive(ctx)
 }
 
 // capabilities are the properties of CONNACK: what the client may not take for granted.
-func (c *conn) capabilities(p *packet.Connect, id string, assigned bool, keepalive time.Duration) packet.Properties {
+func (c *conn) capabilities(p *packet.Connect, id string, assigned bool, keepalive, expiry time.Duration) packet.Properties {
 	limits := &c.b.limits
 	props := packet.Properties{}.
 		AppendUint(packet.ReceiveMaximum, uint32(limits.ReceiveMaximum)).
-		AppendUint(packet.MaximumQoS, 1).
 		AppendUint(packet.MaximumPacketSize, uint32(limits.PacketSize)).
 		AppendUint(packet.TopicAliasMaximum, uint32(limits.TopicAliases))
-	if v, _ := p.Props.Uint(packet.SessionExpiry); v != 0 {
-		props = props.AppendUint(packet.SessionExpiry, 0)
+	if seconds := uint32(expiry / time.Second); seconds != c.asked {
+		props = props.AppendUint(packet.SessionExpiry, seconds)
 	}
 	if assigned {
 		props = props.AppendText(packet.AssignedClientID, id)
@@ -137,36 +164,22 @@ func (c *conn) capabilities(p *packet.Connect, id string, assigned bool, keepali
 	return props
 }
 
-// takeWill makes the will into the message it will be.
-func (c *conn) takeWill(p *packet.Connect, s *session) (*Message, error) {
-	w := p.Will
-	if w == nil {
-		return nil, nil
-	}
-	if p.Version == packet.V5 && w.QoS > 1 { // §3.2.2.3.4
-		return nil, packet.Errorf(packet.QoSNotSupported, "a will with QoS %d", w.QoS)
-	}
-	if err := topic.CheckName(w.Topic, c.b.limits.TopicLevels); err != nil {
-		return nil, packet.Errorf(packet.TopicNameInvalid, "will: %v", err)
-	}
-	m := &Message{Topic: w.Topic, Payload: w.Payload, QoS: min(w.QoS, 1), Retain: w.Retain, Urgent: true, ClientID: s.id}
-	// The session ends with its connection, so a will delay has no effect, §3.1.3.2.2.
-	m.Props = w.Props.Without(packet.WillDelay, packet.MessageExpiry)
-	if v, ok := w.Props.Uint(packet.MessageExpiry); ok {
-		m.Expiry = expiryOf(v)
-	}
-	return m, nil
-}
-
 func (c *conn) authenticate(ctx context.Context, p *packet.Connect, id string) (Rights, error) {
+	user, verified, err := c.user()
+	if err != nil {
+		return nil, err
+	}
 	if c.b.options.Access == nil {
-		if !c.listener.AllowAnonymous {
+		if !c.listener.AllowAnonymous && c.identity == nil {
 			return nil, packet.Errorf(packet.NotAuthorized, "listener %q lets nobody in without authentication, and there is none", c.listener.Name)
 		}
 		return nil, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.b.limits.ConnectTimeout)
 	defer cancel()
+	if verified {
+		p.Username, p.HasUsername = user, true
+	}
 	rights, err := c.b.options.Access.Authenticate(ctx, &Login{
 		Listener:    c.listener.Name,
 		Remote:      c.nc.RemoteAddr(),
@@ -176,6 +189,8 @@ func (c *conn) authenticate(ctx context.Context, p *packet.Connect, id string) (
 		HasUsername: p.HasUsername,
 		Password:    p.Password,
 		HasPassword: p.HasPassword,
+		Certificate: c.identity != nil,
+		Verified:    verified,
 	})
 	if err != nil && packet.ReasonOf(err) == packet.Unspecified {
 		err = packet.Errorf(packet.NotAuthorized, "%v", err)
@@ -183,43 +198,84 @@ func (c *conn) authenticate(ctx context.Context, p *packet.Connect, id string) (
 	return rights, err
 }
 
-// takeOver makes s the session of its client id. If an older connection has
-// one it ends first, with its will, so that nothing of it comes after what the
-// new connection does [MQTT-3.1.4-3].
-func (c *conn) takeOver(ctx context.Context, s *session) error {
+// claim makes c the only connection of a client id. An older one ends first, with
+// its will if that is due, so that nothing of it comes after what the new connection
+// does [MQTT-3.1.4-3].
+func (c *conn) claim(ctx context.Context, id string) error {
 	b := c.b
 	b.mu.Lock()
-	old := b.sessions[s.id]
-	if old == nil && len(b.sessions) >= b.limits.Clients {
+	prev := b.claims[id]
+	if prev == nil && len(b.claims) >= b.limits.Clients {
 		b.mu.Unlock()
 		return packet.Errorf(packet.QuotaExceeded, "more than %d clients", b.limits.Clients)
 	}
-	b.sessions[s.id] = s
-	highest := uint64(len(b.sessions))
+	b.claims[id] = c
+	c.claimed = id
+	highest := uint64(len(b.claims))
 	b.mu.Unlock()
 	b.stats.clientsMaximum.raise(highest)
-	c.session = s
-	if old == nil {
-		return nil
+	if prev != nil {
+		b.stats.takeovers.Add(1)
+		prev.end(packet.Errorf(packet.SessionTakenOver, "another connection has the same client id"))
+		<-prev.ended
+		c.publisher = prev.publisher
 	}
-	b.stats.takeovers.Add(1)
-	old.conn.end(packet.Errorf(packet.SessionTakenOver, "another connection has the same client id"))
-	<-old.conn.ended
-	c.publisher = old.conn.publisher
-	return context.Cause(ctx)
+	return context.Cause(ctx) // another one may have come meanwhile
 }
 
-// publishWill sends the will, if the client did not take it back.
-func (c *conn) publishWill(ctx context.Context) {
-	if c.will == nil || !c.connected || c.session.rights != nil && !c.session.rights.MayPublish(c.will.Topic) {
-		return
+// unclaim lets the next connection of the client id begin.
+func (c *conn) unclaim() {
+	b := c.b
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.claims[c.claimed] == c {
+		delete(b.claims, c.claimed)
 	}
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-	defer cancel()
-	m := &publish{Message: *c.will, c: c, gone: true}
-	c.will = nil
-	m.Received = time.Now()
-	c.accept(ctx, m)
+}
+
+// begin gives the connection its session: the one there is, or a new one. The client
+// id is claimed.
+func (c *conn) begin(ctx context.Context, id string, clean bool, expiry time.Duration) (present bool, err error) {
+	b := c.b
+	b.mu.Lock()
+	s := b.sessions[id]
+	b.mu.Unlock()
+	if s != nil && (clean || s.expired(time.Now())) {
+		b.endSession(ctx, s)
+		s = nil
+	}
+	present = s != nil
+	if !present {
+		if s, err = b.newSession(id, expiry > 0); err != nil {
+			return false, err
+		}
+	}
+	if c.publisher == nil {
+		c.publisher = s.publisher
+	}
+	s.publisher = c.publisher
+	c.session = s
+	if s.kept != nil {
+		c.resumes, c.was = present, s.kept.expiry
+		s.kept.expiry = expiry
+		b.recordSession(s, false)
+	}
+	return present, nil
+}
+
+// newSession makes a session for a client id that has none.
+func (b *Broker) newSession(id string, keep bool) (*session, error) {
+	s := &session{b: b, id: strings.Clone(id), subscriptions: make(map[string]*subscription), publisher: new(publisher)}
+	if keep {
+		s.kept = &kept{s: s, id: newSessionID()}
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if keep && len(b.sessions) >= 2*b.limits.Clients {
+		return nil, packet.Errorf(packet.QuotaExceeded, "more than %d sessions", 2*b.limits.Clients)
+	}
+	b.sessions[s.id] = s
+	return s, nil
 }
 
 // ownTopic reports whether only the broker itself publishes to name.

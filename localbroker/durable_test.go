@@ -211,7 +211,7 @@ func TestOwnPublish(t *testing.T) {
 		}
 	}
 	ctx, r := t.Context(), make(told, 1)
-	if err := b.Publish(ctx, &Message{Topic: "free", Payload: []byte("1"), QoS: 2}, r); err != nil || <-r != nil || next() != "free=1 q1" {
+	if err := b.Publish(ctx, &Message{Topic: "free", Payload: []byte("1"), QoS: 2}, r); err != nil || <-r != nil || next() != "free=1 q2" {
 		t.Errorf("a publish that need not be durable: %v", err)
 	}
 	if err := b.Publish(ctx, &Message{Topic: "data/1", Payload: []byte("2"), QoS: 1, Retain: true}, r); err != nil {

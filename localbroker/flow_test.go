@@ -87,11 +87,12 @@ func TestPacketIDsAreApart(t *testing.T) {
 func TestPacketIDsGoRound(t *testing.T) {
 	b := New(Options{})
 	s := &session{b: b, window: 65535}
-	s.conn = &conn{b: b, closed: true} // writes nothing
+	c := &conn{b: b, closed: true} // writes nothing
+	s.conn.Store(c)
 	space := make([]outgoing, 0, 1)
 	send := func() (id uint16) {
 		s.enqueue(delivery{m: &Message{Topic: "t"}, qos: 1})
-		if out, _ := s.take(space, 1); len(out) == 1 {
+		if out, _, _ := s.take(c, space, 1); len(out) == 1 {
 			id = out[0].packetID
 		}
 		return id
@@ -103,15 +104,15 @@ func TestPacketIDsGoRound(t *testing.T) {
 		if id := send(); int(id) != i {
 			t.Fatalf("identifier %d in the place of %d", id, i)
 		}
-		s.ack(uint16(i))
+		s.puback(uint16(i))
 	}
 	if id := send(); id != 0 {
 		t.Fatalf("identifier %d while the first may come round", id)
 	}
-	if !s.ack(1) {
+	if !s.puback(1) {
 		t.Fatal("there is room again, and nobody is woken")
 	}
-	if out, _ := s.take(space, 1); len(out) != 1 || out[0].packetID != 65535 {
+	if out, _, _ := s.take(c, space, 1); len(out) != 1 || out[0].packetID != 65535 {
 		t.Fatalf("after the round: %+v", out)
 	}
 	if id := send(); id != 1 {
@@ -169,7 +170,7 @@ func TestQueueLimits(t *testing.T) {
 	}
 	b = New(Options{Limits: Limits{QueuedBytes: 1000}})
 	s := &session{b: b, window: 1}
-	s.conn = &conn{b: b, closed: true}
+	s.conn.Store(&conn{b: b, closed: true})
 	for range 10 {
 		s.enqueue(delivery{m: &Message{Topic: "t", Payload: make([]byte, 200)}, qos: 1})
 	}
@@ -466,11 +467,13 @@ func BenchmarkRoute(b *testing.B) {
 		b.Run(fmt.Sprint(n, " subscribers"), func(b *testing.B) {
 			br := New(Options{})
 			for i := range 10000 {
-				br.index.add(&subscription{filter: fmt.Sprintf("devices/d-%d/commands", i)})
+				br.index.add(&subscription{session: &session{b: br}, filter: fmt.Sprintf("devices/d-%d/commands", i)})
 			}
 			var sessions []*session
+			c := &conn{b: br, closed: true} // writes nothing
 			for range n {
 				s := &session{b: br, window: 65535, awake: true}
+				s.conn.Store(c)
 				br.index.add(&subscription{session: s, filter: "devices/+/telemetry", qos: 1})
 				sessions = append(sessions, s)
 			}
@@ -479,10 +482,10 @@ func BenchmarkRoute(b *testing.B) {
 			space := make([]outgoing, 0, 1)
 			b.ReportAllocs()
 			for b.Loop() {
-				br.route(m, nil, &f)
+				br.route(m, nil, nil, &f)
 				for _, s := range sessions {
-					out, _ := s.take(space, 1)
-					s.ack(out[0].packetID)
+					out, _, _ := s.take(c, space, 1)
+					s.puback(out[0].packetID)
 					s.awake = true
 				}
 			}

@@ -2,9 +2,11 @@ package localbroker
 
 import (
 	"context"
+	"encoding/binary"
 	"strings"
 	"time"
 
+	"github.com/fieldferry/fieldferry/buffer"
 	"github.com/fieldferry/fieldferry/localbroker/packet"
 	"github.com/fieldferry/fieldferry/localbroker/topic"
 )
@@ -15,10 +17,7 @@ func (c *conn) handlePublish(ctx context.Context, first byte, body []byte) error
 	if err := p.Decode(c.version, first, body); err != nil {
 		return err
 	}
-	switch {
-	case p.QoS > 1: // [MQTT-3.2.2-11]; 3.1.1 has no words for it
-		return packet.Errorf(packet.QoSNotSupported, "PUBLISH with QoS %d", p.QoS)
-	case len(p.SubscriptionIDs) > 0: // [MQTT-3.3.4-6]
+	if len(p.SubscriptionIDs) > 0 { // [MQTT-3.3.4-6]
 		return packet.Errorf(packet.ProtocolError, "PUBLISH with a subscription identifier")
 	}
 	if p.Topic != "" {
@@ -32,15 +31,8 @@ func (c *conn) handlePublish(ctx context.Context, first byte, body []byte) error
 	if err := c.slowDown(ctx); err != nil {
 		return err
 	}
-	over := false // only version 5 knows a Receive Maximum
-	if err := c.await(ctx, func() bool {
-		over = p.QoS > 0 && c.version == packet.V5 && c.unacked >= c.b.limits.ReceiveMaximum
-		return over || len(c.control) < controlSize && c.waiting < c.b.limits.ReceiveMaximum
-	}); err != nil {
+	if err := c.admitPublish(ctx, p); err != nil {
 		return err
-	}
-	if over { // §3.3.4
-		return packet.Errorf(packet.ReceiveMaximumExceeded, "more than %d publishes without acknowledgement", c.b.limits.ReceiveMaximum)
 	}
 	m := &publish{
 		Message: Message{
@@ -60,8 +52,135 @@ func (c *conn) handlePublish(ctx context.Context, first byte, body []byte) error
 		m.Expiry = expiryOf(p.Expiry)
 	}
 	c.b.stats.publishesIn.Add(1)
+	c.b.stats.payloadIn.Add(uint64(len(p.Payload)))
+	if p.QoS == 2 && c.session.beginInbound(p.PacketID, c) {
+		m.kind = isAgain
+		c.submit(m)
+		return nil
+	}
 	c.accept(ctx, m)
 	return nil
+}
+
+// admitPublish waits until there is room for a publish, and refuses it if the client
+// must not have sent it.
+func (c *conn) admitPublish(ctx context.Context, p *packet.Publish) error {
+	over := false
+	limit := c.b.limits.ReceiveMaximum
+	open := 0
+	if p.QoS > 0 && c.version == packet.V5 { // only version 5 knows a Receive Maximum
+		open = c.session.openInbound(p.PacketID, p.QoS, c)
+	}
+	err := c.await(ctx, func() bool {
+		over = p.QoS > 0 && c.version == packet.V5 && c.unacked+open >= limit
+		return over || len(c.control) < controlSize && c.waiting < limit && !c.cut
+	})
+	if err == nil && over { // §3.3.4
+		err = packet.Errorf(packet.ReceiveMaximumExceeded, "more than %d publishes without acknowledgement", limit)
+	}
+	return err
+}
+
+// beginInbound puts the packet identifier of a QoS 2 publish into use. It reports
+// true if it is already.
+func (s *session) beginInbound(id uint16, c *conn) (again bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.inbound[id]
+	if again = e != nil; !again {
+		e = &inbound{pending: true}
+		if s.inbound == nil {
+			s.inbound = make(map[uint16]*inbound)
+		}
+		s.inbound[id] = e
+	}
+	if e.on != c {
+		e.on = c
+		c.open++
+	}
+	return again
+}
+
+// openInbound is how many QoS 2 publishes the client has open on this connection,
+// the one with this identifier not counted.
+func (s *session) openInbound(id uint16, qos byte, c *conn) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if e := s.inbound[id]; qos == 2 && e != nil && e.on == c {
+		return c.open - 1
+	}
+	return c.open
+}
+
+// endInbound makes a packet identifier free again.
+func (s *session) endInbound(id uint16) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if e := s.inbound[id]; e != nil {
+		if e.on != nil {
+			e.on.open--
+		}
+		delete(s.inbound, id)
+	}
+}
+
+// handlePubrel takes a PUBREL: the packet identifier is free again when that is
+// durable.
+func (c *conn) handlePubrel(ctx context.Context, body []byte) error {
+	var p packet.Ack
+	if err := p.Decode(c.version, packet.PUBREL, body); err != nil {
+		return err
+	}
+	if err := c.await(ctx, func() bool { return len(c.control) < controlSize && c.waiting < c.b.limits.ReceiveMaximum }); err != nil {
+		return err
+	}
+	m := &publish{c: c, packetID: p.PacketID, kind: isRelease}
+	s := c.session
+	s.mu.Lock()
+	e := s.inbound[p.PacketID]
+	durable := e != nil && e.durable
+	if durable {
+		m.class = e.class
+	}
+	s.mu.Unlock()
+	switch {
+	case e == nil:
+		m.err = packet.Errorf(packet.PacketIDNotFound, "no publish with packet identifier %d", p.PacketID)
+	case durable:
+		c.wait(m)
+		record := binary.AppendUvarint(binary.AppendUvarint(nil, s.kept.id), uint64(p.PacketID))
+		if err := c.b.options.State.record(ctx, m.class, changeRelease, record, m); err != nil {
+			c.publisher.settle(m, err)
+		}
+		return nil
+	}
+	c.submit(m)
+	return nil
+}
+
+// submit sends m, which waits for nothing but what the client sent before, on its way.
+func (c *conn) submit(m *publish) {
+	if c.publisher.idle() {
+		c.release(m, &c.fanout)
+		return
+	}
+	c.wait(m)
+	c.publisher.settle(m, m.err)
+}
+
+// wait puts m behind what the client sent before.
+func (c *conn) wait(m *publish) {
+	c.fanout.wake() // this may take its time
+	c.mu.Lock()
+	c.waiting++
+	if m.kind == isPublish && m.QoS == 1 {
+		c.unacked++
+	}
+	if len(c.control) > 0 {
+		c.startWriting()
+	}
+	c.mu.Unlock()
+	c.publisher.push(m)
 }
 
 // resolveAlias gives p the topic that its alias stands for, or the alias its
@@ -119,7 +238,7 @@ func (c *conn) refused(m *Message) error {
 	switch {
 	case topic.Levels(m.Topic) > c.b.limits.TopicLevels:
 		return packet.Errorf(packet.TopicNameInvalid, "a topic with more than %d levels", c.b.limits.TopicLevels)
-	case ownTopic(m.Topic), c.session.rights != nil && !c.session.rights.MayPublish(m.Topic):
+	case ownTopic(m.Topic), !c.session.mayPublish(m.Topic):
 		return packet.Errorf(packet.NotAuthorized, "no right to publish to %s", m.Topic)
 	case c.b.retained.full(m, c.b.limits.RetainedMessages):
 		return packet.Errorf(packet.QuotaExceeded, "more than %d retained messages", c.b.limits.RetainedMessages)
@@ -132,34 +251,63 @@ func (c *conn) refused(m *Message) error {
 func (c *conn) accept(ctx context.Context, m *publish) {
 	m.err = c.refused(&m.Message)
 	c.copies = c.copies[:0]
-	if m.err == nil && c.b.options.Router != nil {
-		m.class, c.copies = c.b.options.Router.Route(&m.Message, c.copies)
+	m.class = buffer.Local
+	if m.err == nil {
+		if c.copies, m.err = c.b.destinations(m, c.session, &c.fanout, c.copies); m.err == nil {
+			c.mark(m)
+		}
 	}
-	if len(c.copies) == 0 && c.publisher.idle() {
-		c.release(m, &c.fanout)
+	if m.err != nil || len(c.copies) == 0 {
+		c.submit(m)
 		return
 	}
-	c.fanout.wake() // Append may take its time
-	c.mu.Lock()
-	c.waiting++
-	if m.QoS > 0 {
-		c.unacked++
-	}
-	if len(c.control) > 0 {
-		c.startWriting()
-	}
-	c.mu.Unlock()
-	c.publisher.push(m)
-	if len(c.copies) == 0 {
-		c.publisher.settle(m, m.err)
-		return
-	}
-	m.kept = true
+	c.wait(m)
 	m.durable(&c.durable, c.copies)
 	err := c.b.options.Buffer.Append(ctx, m.class, &c.durable, m)
 	clear(c.copies)
 	if err != nil {
 		c.publisher.settle(m, err)
+	}
+}
+
+// destinations appends to dst the copies for the durable destinations of m.
+func (b *Broker) destinations(m *publish, from *session, f *fanout, dst []buffer.Copy) (copies []buffer.Copy, err error) {
+	if r := b.options.Router; r != nil {
+		var class buffer.Class
+		if class, dst = r.Route(&m.Message, dst); len(dst) > 0 {
+			m.class = class
+		}
+	}
+	if m.QoS > 0 && b.index.keeps.Load() {
+		dst, m.direct, m.changes, err = b.copies(&m.Message, from, m.class, f, dst)
+	}
+	m.kept = len(dst) > 0
+	return dst, err
+}
+
+// mark adds the copy for the broker's state, if m changes that.
+func (c *conn) mark(m *publish) {
+	st := c.b.options.State
+	if st == nil {
+		return
+	}
+	k := mark{topic: m.Topic}
+	if m.Retain {
+		k.flags |= markRetain
+	}
+	if m.QoS == 2 && m.kind == isPublish && c.session.kept != nil && (m.kept || m.Retain) {
+		// Without a durable destination, a publish that comes again after a crash
+		// is new to everybody who gets it.
+		k.flags |= markID
+		k.session, k.packetID = c.session.kept.id, m.packetID
+		c.session.mu.Lock()
+		if e := c.session.inbound[m.packetID]; e != nil {
+			e.class, e.durable = m.class, true
+		}
+		c.session.mu.Unlock()
+	}
+	if k.flags != 0 {
+		c.copies = append(c.copies, buffer.Copy{Outbox: st.outboxes[m.class], Topic: k.copyTopic(), QoS: m.QoS, Retain: m.Retain})
 	}
 }
 
@@ -170,6 +318,7 @@ func (c *conn) releaseNext(m *publish, f *fanout) {
 		if r := recover(); r != nil {
 			c.end(c.panicked(r))
 			f.wake() // those it came to before
+			m.tellReleased()
 		}
 	}()
 	c.release(m, f)
@@ -177,42 +326,92 @@ func (c *conn) releaseNext(m *publish, f *fanout) {
 
 // release routes m, which is durable if it has to be, and acknowledges it.
 func (c *conn) release(m *publish, f *fanout) {
-	reason := packet.Success
-	if m.err != nil {
-		reason = refusal(m.err)
-		c.b.stats.refused.Add(1)
-	} else if c.b.route(&m.Message, c.session, f) == 0 && !m.kept {
-		reason = packet.NoMatchingSubscribers
-	}
+	answer, t, cut := c.outcome(m, f)
 	if m.waits {
 		f.wake() // otherwise Read does
 	}
 	c.mu.Lock()
 	if m.waits {
 		c.waiting--
-		if m.QoS > 0 {
+		if m.kind == isPublish && m.QoS == 1 {
 			c.unacked--
 		}
 	}
-	// 3.1.1 cannot be told that it must not publish there; that it may go on
-	// is one of the two answers it has, 3.1.1 [MQTT-3.3.5-2].
-	cut := m.QoS > 0 && c.version == packet.V311 && reason.Failed() && reason != packet.NotAuthorized
-	if m.QoS > 0 && !m.gone && !cut {
-		if c.version == packet.V311 {
-			reason = packet.Success
-		}
-		ack := packet.Ack{PacketID: m.packetID, Reason: reason}
-		c.control = ack.Append(c.control, c.version, packet.PUBACK)
+	if t != 0 && !cut && !c.cut {
+		c.control = answer.Append(c.control, c.version, t)
+		c.b.stats.packetsOut.Add(1)
 		if m.waits {
 			c.startWriting()
 		}
 	}
+	cut = cut && !c.cut
+	c.cut = c.cut || cut // nothing behind it may be acknowledged [MQTT-4.6.0-2]
 	c.mu.Unlock()
 	if m.waits {
 		c.signal()
 	}
 	if cut {
-		c.end(m.err)
+		err := m.err
+		time.AfterFunc(cutAfter, func() { c.end(err) })
 	}
-	m.c, m.p = nil, nil // the message may live on
+	m.c, m.p, m.direct = nil, nil, nil // the message may live on
+	m.tellReleased()
+}
+
+// outcome does what m asks for, and says what to answer: a packet of type t, or
+// nothing if that is 0. If cut is true the connection has to end.
+func (c *conn) outcome(m *publish, f *fanout) (answer packet.Ack, t packet.Type, cut bool) {
+	answer.PacketID = m.packetID
+	if m.err != nil {
+		answer.Reason = refusal(m.err)
+	}
+	s := c.session
+	switch m.kind {
+	case isRelease:
+		if answer.Reason.Failed() && answer.Reason != packet.PacketIDNotFound {
+			return answer, 0, true // if it were told, the identifier could be used again
+		}
+		s.endInbound(m.packetID)
+		return answer, packet.PUBCOMP, false
+	case isAgain:
+		s.mu.Lock()
+		if s.inbound[m.packetID] == nil {
+			answer.Reason = packet.ImplementationSpecific // it was refused when it came first
+		}
+		s.mu.Unlock()
+	default:
+		if m.err != nil {
+			c.b.stats.refused.Add(1)
+			break
+		}
+		if m.stamp == 0 {
+			m.stamp = c.b.stamps.Add(1)
+		}
+		if c.b.route(&m.Message, s, m.direct, f) == 0 && !m.kept {
+			answer.Reason = packet.NoMatchingSubscribers
+		}
+		if m.Retain && m.QoS > 0 && c.b.index.keeps.Load() {
+			c.b.late(&m.Message, s, m.changes, f)
+		}
+	}
+	switch {
+	case m.kind == isWill:
+		return answer, 0, false
+	case m.QoS == 2:
+		t = packet.PUBREC
+	case m.QoS == 1:
+		t = packet.PUBACK
+	default:
+		return answer, 0, false
+	}
+	if c.version == packet.V311 {
+		// 3.1.1 cannot be told that it must not publish there; that it may go on
+		// is one of the two answers it has, 3.1.1 [MQTT-3.3.5-2].
+		cut = answer.Reason.Failed() && answer.Reason != packet.NotAuthorized
+		answer.Reason = packet.Success
+	}
+	if m.QoS == 2 && (answer.Reason.Failed() || cut) {
+		s.endInbound(m.packetID)
+	}
+	return answer, t, cut
 }

@@ -9,7 +9,7 @@ import (
 )
 
 // subscription is what a client has subscribed to with one filter, or what a
-// group has. It never changes; another one takes its place.
+// group has. It never changes, but for replaying; another one takes its place.
 type subscription struct {
 	session           *session
 	filter            string // as the client wrote it
@@ -18,6 +18,9 @@ type subscription struct {
 	retainAsPublished bool
 	ids               []uint32 // the subscription identifier; empty is none
 	group             *group   // of a shared subscription
+	since             uint64   // when it was added, as index.changes counts
+
+	replaying atomic.Pointer[replaying] // retained messages are being looked for, for a session that is kept
 }
 
 // group is a shared subscription with its members, MQTT 5 §4.8.2.
@@ -25,20 +28,48 @@ type group struct {
 	filter  string // without the share
 	all     *subscription
 	members []*subscription // guarded by index.mu
+	kept    int             // members whose sessions are kept
 	turn    atomic.Uint32
 }
 
-// pick returns the member whose turn it is.
+// pick returns the member whose turn it is: of those that are connected; if none is,
+// of those whose sessions are kept. It returns nil if there is none of these either.
 func (g *group) pick() *subscription {
-	return g.members[int(g.turn.Add(1)%uint32(len(g.members)))]
+	n := uint32(len(g.members))
+	first := g.turn.Add(1)
+	var away *subscription
+	for i := range n {
+		m := g.members[(first+i)%n]
+		if m.session.online() {
+			return m
+		}
+		if away == nil && m.session.kept != nil {
+			away = m
+		}
+	}
+	return away
 }
 
-// index finds the subscriptions that match a topic.
+// index finds the subscriptions that match a topic. Those of sessions that are kept
+// stand apart: what matches them with QoS 1 and 2 has to be known before the
+// message is made durable.
 type index struct {
 	mu      sync.RWMutex // guards what follows
-	filters topic.Filters[*subscription]
+	live    topic.Filters[*subscription]
+	kept    topic.Filters[*subscription]
 	groups  map[string]*group // by the whole filter, share included
 	shared  int               // members of all groups
+	changes uint64            // subscriptions added to kept
+
+	keeps atomic.Bool // kept is not empty
+}
+
+// of returns where a subscription, or the one that stands for a group, is.
+func (x *index) of(kept bool) *topic.Filters[*subscription] {
+	if kept {
+		return &x.kept
+	}
+	return &x.live
 }
 
 // replace puts sub in the place of old; either may be nil. No publish sees
@@ -52,12 +83,18 @@ func (x *index) replace(old, sub *subscription) {
 	if old != nil {
 		x.remove(old)
 	}
+	x.keeps.Store(x.kept.Len() > 0)
 }
 
 func (x *index) add(sub *subscription) {
+	kept := sub.session.kept != nil
+	if kept {
+		x.changes++
+		sub.since = x.changes
+	}
 	share, filter := topic.SplitShared(sub.filter)
 	if share == "" {
-		x.filters.Add(filter, sub)
+		x.of(kept).Add(filter, sub)
 		return
 	}
 	g := x.groups[sub.filter]
@@ -68,55 +105,76 @@ func (x *index) add(sub *subscription) {
 			x.groups = make(map[string]*group)
 		}
 		x.groups[sub.filter] = g
-		x.filters.Add(filter, g.all)
+	} else {
+		x.of(g.kept > 0).Remove(filter, g.all)
 	}
 	sub.group = g
 	g.members = append(g.members, sub)
+	if kept {
+		g.kept++
+	}
+	x.of(g.kept > 0).Add(filter, g.all)
 	x.shared++
 }
 
 func (x *index) remove(sub *subscription) {
+	kept := sub.session.kept != nil
 	g := sub.group
 	if g == nil {
-		x.filters.Remove(sub.filter, sub)
+		x.of(kept).Remove(sub.filter, sub)
 		return
 	}
 	i := slices.Index(g.members, sub)
+	if i < 0 {
+		return
+	}
+	x.of(g.kept > 0).Remove(g.filter, g.all)
 	g.members = slices.Delete(g.members, i, i+1)
+	if kept {
+		g.kept--
+	}
 	x.shared--
 	if len(g.members) == 0 {
-		x.filters.Remove(g.filter, g.all)
 		delete(x.groups, sub.filter)
+		return
 	}
+	x.of(g.kept > 0).Add(g.filter, g.all)
 }
 
 // count is the number of subscriptions, and of those that are shared.
 func (x *index) count() (all, shared int) {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	return x.filters.Len() - len(x.groups) + x.shared, x.shared
+	return x.live.Len() + x.kept.Len() - len(x.groups) + x.shared, x.shared
 }
 
-// match appends the subscriptions that get a publish to name. A session can be
-// there twice only if several is true.
-func (x *index) match(dst []*subscription, name string) (subs []*subscription, several bool) {
+// match appends the subscriptions that get a publish to name, of sessions that are
+// kept or of the others. A session can be there twice only if several is true.
+// changes is how many had been added to kept.
+func (x *index) match(dst []*subscription, name string, kept bool) (subs []*subscription, several bool, changes uint64) {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	subs, filters := x.filters.AppendMatches(dst, name)
-	for i, sub := range subs {
+	subs, filters := x.of(kept).AppendMatches(dst, name)
+	n := len(dst)
+	for _, sub := range subs[len(dst):] {
 		if sub.group != nil {
-			subs[i] = sub.group.pick()
+			if sub = sub.group.pick(); sub == nil {
+				continue
+			}
 		}
+		subs[n] = sub
+		n++
 	}
-	return subs, filters > 1
+	return subs[:n], filters > 1, x.changes
 }
 
 // another returns the member of a group that takes over what one that left has
 // not acknowledged; nil if there is none.
-func (x *index) another(g *group) *subscription {
+func (x *index) another(filter string) *subscription {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	if len(g.members) == 0 {
+	g := x.groups[filter]
+	if g == nil {
 		return nil
 	}
 	return g.pick()

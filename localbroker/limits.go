@@ -12,7 +12,7 @@ type Limits struct {
 	ClientsPerAddress      int           // connections from one address; 1,000
 	ConnectTimeout         time.Duration // from the connection to the end of CONNECT; 10 s
 	PacketSize             int           // bytes of a packet, header included; 1 MiB
-	ReceiveMaximum         int           // unacknowledged QoS 1 messages of a client, each way, 1 to 65,535; 1,000
+	ReceiveMaximum         int           // unacknowledged QoS 1 and 2 messages of a client, each way, 1 to 65,535; 1,000
 	QueuedMessages         int           // waiting for one client; 100,000
 	QueuedBytes            int           // waiting for one client or sent and not acknowledged; 64 MiB
 	RetainedMessages       int           // 100,000
@@ -21,6 +21,12 @@ type Limits struct {
 	TopicAliases           int           // that a client may set, to 65,535; 100
 	Keepalive              time.Duration // longest; clients that ask for a longer one or none get this; 10 min
 	MessagesPerSecond      int           // published by one client, above it is slowed down; 0 is no limit
+	SessionExpiry          time.Duration // longest that a session is kept after its client has left; 7 d
+}
+
+// expiry is the session expiry that a client gets which asks for so many seconds.
+func (l *Limits) expiry(seconds uint32) time.Duration {
+	return min(time.Duration(seconds)*time.Second, l.SessionExpiry)
 }
 
 func (l Limits) withDefaults() Limits {
@@ -46,6 +52,10 @@ func (l Limits) withDefaults() Limits {
 	if l.Keepalive <= 0 {
 		l.Keepalive = 10 * time.Minute
 	}
+	if l.SessionExpiry <= 0 {
+		l.SessionExpiry = 7 * 24 * time.Hour
+	}
+	l.SessionExpiry = min(max(l.SessionExpiry.Truncate(time.Second), time.Second), math.MaxUint32*time.Second)
 	l.Keepalive = min(max(l.Keepalive.Truncate(time.Second), time.Second), 65535*time.Second)
 	return l
 }
@@ -64,6 +74,9 @@ const (
 	writeTimeout = time.Minute
 	// partingTimeout is how long a connection that ends may take for what is left.
 	partingTimeout = 500 * time.Millisecond
+	// cutAfter is how long a client of version 3.1.1 waits whose publish cannot be
+	// stored until it is cut: it comes back at once, and publishes it again.
+	cutAfter = time.Second
 	// idleAfter is how long a connection without traffic keeps its read buffer.
 	idleAfter = time.Second
 	// controlSize is how much of acknowledgements and answers may wait for a client

@@ -2,14 +2,27 @@ package localbroker
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"net"
 	"net/netip"
+	"sync"
 	"time"
+
+	"github.com/fieldferry/fieldferry/localbroker/packet"
 )
 
 // accept takes connections until ln is closed.
 func (b *Broker) accept(ctx context.Context, ln net.Listener, l Listener) {
+	if l.WebSocket != "" {
+		ln = &boundedListener{Listener: ln, b: b}
+		if l.TLS != nil {
+			ln = tls.NewListener(ln, l.TLS)
+		}
+		b.serveWebSocket(ctx, ln, l)
+		return
+	}
 	wait := time.Duration(0)
 	for {
 		nc, err := ln.Accept()
@@ -27,19 +40,73 @@ func (b *Broker) accept(ctx context.Context, ln net.Listener, l Listener) {
 			continue
 		}
 		wait = 0
-		c := newConn(b, nc, l)
-		if !b.open(c) {
-			_ = nc.Close() // told nothing: a flood shall cost little
-			b.stats.refusedConnections.Add(1)
-			continue
+		if c := b.take(nc, l, nil); c != nil {
+			go b.serve(ctx, c)
 		}
-		b.stats.connections.Add(1)
-		go func() {
-			defer b.connections.Done()
-			defer b.closed(c)
-			c.serve(ctx)
-		}()
 	}
+}
+
+// take makes a connection of nc, or closes it if the limits want that. identity is the
+// client's certificate, if it was verified already.
+func (b *Broker) take(nc net.Conn, l Listener, identity *x509.Certificate) *conn {
+	if l.TLS != nil && l.WebSocket == "" {
+		nc = tls.Server(nc, l.TLS)
+	}
+	c := newConn(b, nc, l)
+	c.identity = identity
+	if !b.open(c) {
+		_ = closeNow(nc) // told nothing: a flood shall cost little
+		b.stats.refusedConnections.Add(1)
+		return nil
+	}
+	b.stats.connections.Add(1)
+	return c
+}
+
+// serve is the life of a connection.
+func (b *Broker) serve(ctx context.Context, c *conn) {
+	defer b.connections.Done()
+	defer b.closed(c)
+	c.serve(ctx)
+}
+
+// closeNow closes a connection without the goodbye of TLS.
+func closeNow(nc net.Conn) error {
+	if t, ok := nc.(*tls.Conn); ok {
+		return t.NetConn().Close()
+	}
+	return nc.Close()
+}
+
+// handshake is TLS's, if the connection has that.
+func (c *conn) handshake(ctx context.Context) error {
+	t, ok := c.nc.(*tls.Conn)
+	if !ok {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, c.b.limits.ConnectTimeout)
+	defer cancel()
+	if err := t.HandshakeContext(ctx); err != nil {
+		c.b.stats.refusedConnections.Add(1)
+		c.b.log.Info("TLS handshake failed", "listener", c.listener.Name, "address", c.nc.RemoteAddr().String(), "err", err)
+		return err
+	}
+	if state := t.ConnectionState(); len(state.VerifiedChains) > 0 {
+		c.identity = state.PeerCertificates[0]
+	}
+	c.last = time.Now()
+	return nil
+}
+
+// user is the name that the client's certificate proves, if it counts.
+func (c *conn) user() (name string, ok bool, err error) {
+	if c.listener.Identity == nil || c.identity == nil {
+		return "", false, nil
+	}
+	if name = c.listener.Identity(c.identity); name == "" {
+		return "", false, packet.Errorf(packet.NotAuthorized, "the client's certificate holds no name")
+	}
+	return name, true, nil
 }
 
 // open counts c in if the limits allow it.
@@ -72,4 +139,59 @@ func addressOf(nc net.Conn) netip.Addr {
 		return netip.Addr{}
 	}
 	return ap.Addr().Unmap()
+}
+
+// boundedListener applies the limits to connections that are no MQTT yet.
+type boundedListener struct {
+	net.Listener
+	b *Broker
+
+	mu        sync.Mutex // guards what follows
+	open      int
+	addresses map[netip.Addr]int
+}
+
+// Accept closes what is beyond the limits.
+func (l *boundedListener) Accept() (net.Conn, error) {
+	for {
+		nc, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		from, limits := addressOf(nc), &l.b.limits
+		l.mu.Lock()
+		ok := l.open < limits.Clients+spareSockets && l.addresses[from] < limits.ClientsPerAddress
+		if ok {
+			if l.addresses == nil {
+				l.addresses = make(map[netip.Addr]int)
+			}
+			l.open++
+			l.addresses[from]++
+		}
+		l.mu.Unlock()
+		if ok {
+			return &boundedConn{Conn: nc, l: l, from: from}, nil
+		}
+		l.b.stats.refusedConnections.Add(1)
+		_ = nc.Close()
+	}
+}
+
+type boundedConn struct {
+	net.Conn
+	l    *boundedListener
+	from netip.Addr
+	once sync.Once
+}
+
+func (c *boundedConn) Close() error {
+	c.once.Do(func() {
+		c.l.mu.Lock()
+		defer c.l.mu.Unlock()
+		c.l.open--
+		if c.l.addresses[c.from]--; c.l.addresses[c.from] == 0 {
+			delete(c.l.addresses, c.from)
+		}
+	})
+	return c.Conn.Close()
 }

@@ -28,15 +28,21 @@ func (b *Broker) Publish(ctx context.Context, m *Message, r buffer.Receipt) erro
 	if b.retained.full(m, b.limits.RetainedMessages) {
 		return fmt.Errorf("publish to %q: more than %d retained messages", m.Topic, b.limits.RetainedMessages)
 	}
-	p := &ownPublish{Message: *m, b: b, receipt: r}
-	p.QoS = min(p.QoS, 1)
+	p := &ownPublish{publish: publish{Message: *m}, b: b, receipt: r}
 	if p.Received.IsZero() {
 		p.Received = time.Now()
 	}
-	var class buffer.Class
-	var copies []buffer.Copy
-	if b.options.Router != nil {
-		class, copies = b.options.Router.Route(&p.Message, nil)
+	f := b.fanouts.Get().(*fanout)
+	p.class = buffer.Local
+	copies, err := b.destinations(&p.publish, nil, f, nil)
+	b.fanouts.Put(f)
+	if err != nil {
+		b.stats.refused.Add(1)
+		return fmt.Errorf("publish to %q: %w", m.Topic, err)
+	}
+	if st := b.options.State; st != nil && m.Retain {
+		k := mark{flags: markRetain, topic: m.Topic}
+		copies = append(copies, buffer.Copy{Outbox: st.outboxes[p.class], Topic: k.copyTopic(), QoS: m.QoS, Retain: true})
 	}
 	if len(copies) == 0 {
 		p.Stored(nil)
@@ -44,7 +50,7 @@ func (b *Broker) Publish(ctx context.Context, m *Message, r buffer.Receipt) erro
 	}
 	var d buffer.Message
 	p.durable(&d, copies)
-	if err := b.options.Buffer.Append(ctx, class, &d, p); err != nil {
+	if err := b.options.Buffer.Append(ctx, p.class, &d, p); err != nil {
 		b.stats.refused.Add(1)
 		return fmt.Errorf("publish to %q: %w", m.Topic, err)
 	}
@@ -54,7 +60,7 @@ func (b *Broker) Publish(ctx context.Context, m *Message, r buffer.Receipt) erro
 // ownPublish is a publish of the gateway itself. Receipts come in the order of
 // their class, so it needs no queue.
 type ownPublish struct {
-	Message
+	publish
 	b       *Broker
 	receipt buffer.Receipt
 }
@@ -65,7 +71,11 @@ func (p *ownPublish) Stored(err error) {
 		p.b.stats.refused.Add(1)
 	} else {
 		f := p.b.fanouts.Get().(*fanout)
-		p.b.route(&p.Message, nil, f)
+		p.stamp = p.b.stamps.Add(1)
+		p.b.route(&p.Message, nil, p.direct, f)
+		if p.Retain && p.QoS > 0 && p.b.index.keeps.Load() {
+			p.b.late(&p.Message, nil, p.changes, f)
+		}
 		f.wake()
 		p.b.fanouts.Put(f)
 	}
@@ -99,7 +109,7 @@ func (b *Broker) Subscribe(filter string, qos byte, h func(*Message)) (cancel fu
 	}
 	s := &session{b: b, id: filter, subscriptions: make(map[string]*subscription)}
 	s.handler = &handler{s: s, do: h}
-	sub := &subscription{session: s, filter: filter, qos: min(qos, 1)}
+	sub := &subscription{session: s, filter: filter, qos: qos}
 	s.subscriptions[filter] = sub
 	s.beginReplay()
 	b.index.replace(nil, sub)
@@ -144,7 +154,7 @@ func (h *handler) run() {
 		h.mu.Unlock()
 		for more := true; more; {
 			var batch []outgoing
-			batch, more = h.s.take(space[:0], writeSize)
+			batch, more, _ = h.s.take(nil, space[:0], writeSize) // it is not a kept one
 			for _, o := range batch {
 				h.do(o.m)
 			}

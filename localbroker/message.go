@@ -20,7 +20,12 @@ type Message struct {
 	Received time.Time     // by the broker; zero is now
 	Urgent   bool          // make it durable at once; false may wait for company
 	ClientID string        // of the publisher; empty is the gateway itself
+
+	stamp uint64 // orders retained messages of one topic as the log does
 }
+
+// expiresAt is when a message that expires does.
+func (m *Message) expiresAt() time.Time { return m.Received.Add(m.Expiry) }
 
 // expiresIn is the message expiry interval that is left at now, MQTT 5
 // §3.3.2.3.3. ok is false if the message has expired.

@@ -19,23 +19,47 @@ type publisher struct {
 	fanout    fanout
 }
 
-// publish is a message from its arrival to its acknowledgement.
+// publish is a message from its arrival to its acknowledgement, or another packet
+// whose answer must not overtake those.
 type publish struct {
 	Message
 	next     *publish
 	p        *publisher
 	c        *conn // that it came through
 	packetID uint16
+	kind     publishKind
 	class    buffer.Class
-	waits    bool  // it is in its publisher's queue, for the disk or behind others
-	done     bool  // nothing keeps it there but those in front of it
-	kept     bool  // it has durable destinations
-	gone     bool  // a will: nobody is there to acknowledge it to
-	err      error // why it was not accepted
+	direct   []receiver    // sessions that are kept and get it from memory
+	changes  uint64        // of the index when they were looked up
+	waits    bool          // it is in its publisher's queue, for the disk or behind others
+	done     bool          // nothing keeps it there but those in front of it
+	kept     bool          // it has durable destinations
+	released chan struct{} // closed when it is; nil if nobody waits
+	err      error         // why it was not accepted
 }
 
+type publishKind uint8
+
+const (
+	isPublish publishKind = iota
+	isWill                // nobody is there to acknowledge it to
+	isAgain               // a QoS 2 publish that came before: it is answered, and no more
+	isRelease             // a PUBREL
+)
+
 // Stored is the buffer's receipt.
-func (m *publish) Stored(err error) { m.p.settle(m, err) }
+func (m *publish) Stored(err error) {
+	m.stamp = m.c.b.stamps.Add(1)
+	m.p.settle(m, err)
+}
+
+// tellReleased tells who waits for that.
+func (m *publish) tellReleased() {
+	if m.released != nil {
+		close(m.released)
+		m.released = nil
+	}
+}
 
 // idle reports whether nothing waits, so that what comes now need not, either.
 // It is for the goroutine that calls push.

@@ -1,27 +1,37 @@
 package localbroker
 
+import (
+	"context"
+
+	"github.com/fieldferry/fieldferry/buffer"
+	"github.com/fieldferry/fieldferry/localbroker/packet"
+)
+
 // fanout is the memory that one goroutine at a time routes with.
 type fanout struct {
 	subs  []*subscription
-	seen  map[*session]int // where a session is in merged; used when it may come twice
+	seen  map[*session]int // where a session is in out; used when it may come twice
 	out   []delivery
-	to    []*session
-	wakes []*session // have something to send and were not told yet
+	to    []*subscription // whose delivery it is
+	wakes []*session      // have something to send and were not told yet
 }
 
-// route hands m to every session that subscribed to it, and keeps it if it is
-// to be retained. from is the publisher's session, nil for the gateway. The
-// sessions in f.wakes are left for the caller to wake. It returns how many got it.
-func (b *Broker) route(m *Message, from *session, f *fanout) int {
-	if m.Retain {
-		b.retained.set(m)
-	}
-	subs, several := b.index.match(f.subs[:0], m.Topic)
+// receiver is a delivery that a session gets from memory, though the rest of the
+// message's way is through the log.
+type receiver struct {
+	delivery
+	s *session
+}
+
+// match fills f.out and f.to with what sessions get of m: those that are kept, or
+// the others. from is the publisher's session, nil for the gateway.
+func (b *Broker) match(m *Message, from *session, kept bool, f *fanout) (changes uint64) {
+	subs, several, changes := b.index.match(f.subs[:0], m.Topic, kept)
 	f.subs = subs
-	if len(subs) == 0 {
-		return 0
-	}
 	f.out, f.to = f.out[:0], f.to[:0]
+	if len(subs) == 0 {
+		return changes
+	}
 	if several {
 		clear(f.seen)
 		if f.seen == nil {
@@ -45,29 +55,64 @@ func (b *Broker) route(m *Message, from *session, f *fanout) int {
 			}
 			f.seen[s] = len(f.out)
 		}
-		f.out, f.to = append(f.out, d), append(f.to, s)
+		f.out, f.to = append(f.out, d), append(f.to, sub)
 	}
-	for i, s := range f.to {
-		wake, taken := s.enqueue(f.out[i])
-		if wake {
-			f.wakes = append(f.wakes, s)
-		}
-		if !taken && f.out[i].group != nil {
-			b.redirect(f.out[i], f)
-		}
-	}
-	n := len(f.to)
-	clear(f.out) // hold no message longer than its queues do
+	return changes
+}
+
+// forget lets go of what match has found: no message is held longer than its queues do.
+func (f *fanout) forget() {
+	clear(f.out)
 	clear(f.subs)
 	clear(f.to)
+}
+
+// route hands m to every session that subscribed to it and does not get it from the
+// log, and keeps it if it is to be retained. direct are those among the sessions that
+// are kept. The sessions in f.wakes are left for the caller to wake. It returns how
+// many got it.
+func (b *Broker) route(m *Message, from *session, direct []receiver, f *fanout) (n int) {
+	if m.Retain {
+		b.retained.set(m)
+	}
+	b.match(m, from, false, f)
+	n = b.hand(f)
+	if m.QoS == 0 && b.index.keeps.Load() {
+		b.match(m, from, true, f)
+		n += b.hand(f)
+	}
+	for _, r := range direct {
+		b.enqueue(r.s, r.delivery, f)
+	}
+	return n + len(direct)
+}
+
+// hand enqueues what match has found.
+func (b *Broker) hand(f *fanout) int {
+	for i, sub := range f.to {
+		b.enqueue(sub.session, f.out[i], f)
+	}
+	n := len(f.to)
+	f.forget()
 	return n
+}
+
+func (b *Broker) enqueue(s *session, d delivery, f *fanout) {
+	wake, taken := s.enqueue(d)
+	if wake {
+		f.wakes = append(f.wakes, s)
+	}
+	if !taken && d.group != nil {
+		b.redirect(d, f)
+	}
 }
 
 // redirect gives a delivery of a shared subscription whose member has left to
 // another one, if there is one.
 func (b *Broker) redirect(d delivery, f *fanout) {
-	for {
-		sub := b.index.another(d.group)
+	filter := d.group.all.filter
+	for range 16 { // members may come and go meanwhile, but not for ever
+		sub := b.index.another(filter)
 		if sub == nil {
 			return
 		}
@@ -76,6 +121,10 @@ func (b *Broker) redirect(d delivery, f *fanout) {
 			return
 		}
 		d.ids, d.qos, d.retain = sub.ids, min(d.m.QoS, sub.qos), d.m.Retain && sub.retainAsPublished
+		if s.kept != nil && d.qos > 0 {
+			b.sendLate(d.m, []receiver{{d, s}})
+			return
+		}
 		wake, taken := s.enqueue(d)
 		if wake {
 			f.wakes = append(f.wakes, s)
@@ -84,6 +133,104 @@ func (b *Broker) redirect(d delivery, f *fanout) {
 			return
 		}
 	}
+}
+
+// copies appends to dst the copies of m for the sessions that are kept and get it
+// with QoS 1 or 2, of a class. direct are those that get it with QoS 0, or from
+// memory because their turn of a shared subscription has come.
+func (b *Broker) copies(m *Message, from *session, class buffer.Class, f *fanout, dst []buffer.Copy) (copies []buffer.Copy, direct []receiver, changes uint64, err error) {
+	changes = b.match(m, from, true, f)
+	for i, sub := range f.to {
+		d, s := f.out[i], sub.session
+		if d.qos == 0 || s.kept == nil {
+			direct = append(direct, receiver{d, s})
+			continue
+		}
+		if r := sub.replaying.Load(); r != nil && m.Retain {
+			r.newer(m.Topic)
+		}
+		var c buffer.Copy
+		if c, err = s.kept.copy(&d, class); err != nil {
+			break
+		}
+		dst = append(dst, c)
+	}
+	f.forget()
+	return dst, direct, changes, err
+}
+
+// copy is the copy of a message that a session gets.
+func (k *kept) copy(d *delivery, class buffer.Class) (buffer.Copy, error) {
+	l, err := k.lane(class)
+	if err != nil {
+		return buffer.Copy{}, err
+	}
+	c := buffer.Copy{Outbox: l.outbox, QoS: d.qos, Retain: d.retain}
+	var props packet.Properties
+	for _, id := range d.ids {
+		props = props.AppendUint(packet.SubscriptionID, id)
+	}
+	c.Props = props
+	if d.group != nil {
+		c.Topic = joinShare(d.group.all.filter, d.m.Topic)
+	}
+	return c, nil
+}
+
+// late are receivers of a retained publish that subscribed after the sessions that
+// get it were looked up, and before it was retained: neither the one nor the other
+// brings it to them.
+func (b *Broker) late(m *Message, from *session, since uint64, f *fanout) {
+	var found []receiver
+	if b.match(m, from, true, f) > since {
+		for i, sub := range f.to {
+			if d := f.out[i]; sub.since > since && d.qos > 0 && sub.session.kept != nil && sub.group == nil {
+				found = append(found, receiver{d, sub.session})
+			}
+		}
+	}
+	f.forget()
+	if len(found) > 0 {
+		b.sendLate(m, found)
+	}
+}
+
+// sendLate has a message that was published already made durable for sessions that
+// get it in addition. It does not wait.
+func (b *Broker) sendLate(m *Message, to []receiver) {
+	b.background.begin(func() {
+		class, _ := b.classOf(m)
+		d := new(buffer.Message)
+		var copies []buffer.Copy
+		for _, r := range to {
+			c, err := r.s.kept.copy(&r.delivery, class)
+			if err != nil {
+				b.log.Error("message could not be stored for a session", "client", r.s.id, "err", err)
+				continue
+			}
+			copies = append(copies, c)
+		}
+		if len(copies) == 0 {
+			return
+		}
+		m.durable(d, copies)
+		if err := b.options.Buffer.Append(context.Background(), class, d, noReceipt{}); err != nil {
+			b.log.Error("message could not be stored for sessions", "err", err)
+		}
+	})
+}
+
+// classOf is the class that a message has in the log, and whether a durable
+// destination outside of the broker gives it that.
+func (b *Broker) classOf(m *Message) (buffer.Class, []buffer.Copy) {
+	if b.options.Router == nil {
+		return buffer.Local, nil
+	}
+	class, copies := b.options.Router.Route(m, nil)
+	if len(copies) == 0 {
+		class = buffer.Local
+	}
+	return class, copies
 }
 
 // wake tells the sessions that were left to wake.

@@ -16,6 +16,11 @@ type counters struct {
 	bytesIn            atomic.Uint64
 	bytesOut           atomic.Uint64
 	packetsIn          atomic.Uint64
+	packetsOut         atomic.Uint64 // but publishes
+	payloadIn          atomic.Uint64
+	payloadOut         atomic.Uint64
+	connects           atomic.Uint64
+	sessionsExpired    atomic.Uint64
 	publishesIn        atomic.Uint64
 	publishesOut       atomic.Uint64
 	refused            atomic.Uint64
@@ -47,6 +52,13 @@ type Stats struct {
 	BytesReceived       uint64
 	BytesSent           uint64
 	PacketsReceived     uint64
+	PacketsSent         uint64
+	PayloadReceived     uint64 // bytes of publishes
+	PayloadSent         uint64
+	Connects            uint64 // clients that were let in
+	SessionsKept        int    // that outlive their connection
+	SessionsOnline      int    // of those, whose client is connected
+	SessionsExpired     uint64
 	PublishesReceived   uint64
 	PublishesSent       uint64
 	PublishesRefused    uint64 // not authorised, no room, or the disk failed
@@ -71,6 +83,11 @@ func (b *Broker) Stats() Stats {
 		BytesReceived:      c.bytesIn.Load(),
 		BytesSent:          c.bytesOut.Load(),
 		PacketsReceived:    c.packetsIn.Load(),
+		PacketsSent:        c.packetsOut.Load() + c.publishesOut.Load(),
+		PayloadReceived:    c.payloadIn.Load(),
+		PayloadSent:        c.payloadOut.Load(),
+		Connects:           c.connects.Load(),
+		SessionsExpired:    c.sessionsExpired.Load(),
 		PublishesReceived:  c.publishesIn.Load(),
 		PublishesSent:      c.publishesOut.Load(),
 		PublishesRefused:   c.refused.Load(),
@@ -78,7 +95,15 @@ func (b *Broker) Stats() Stats {
 		MessagesExpired:    c.expired.Load(),
 	}
 	b.mu.Lock()
-	s.Connections, s.Clients = len(b.conns), len(b.sessions)
+	s.Connections, s.Clients = len(b.conns), len(b.claims)
+	for _, one := range b.sessions {
+		if one.kept != nil {
+			s.SessionsKept++
+			if one.online() {
+				s.SessionsOnline++
+			}
+		}
+	}
 	b.mu.Unlock()
 	s.RetainedMessages, s.RetainedBytes = b.retained.count()
 	s.Subscriptions, s.SharedSubscriptions = b.index.count()

@@ -2,7 +2,10 @@ package localbroker
 
 import (
 	"context"
+	"encoding/binary"
+	"strings"
 
+	"github.com/fieldferry/fieldferry/buffer"
 	"github.com/fieldferry/fieldferry/localbroker/packet"
 	"github.com/fieldferry/fieldferry/localbroker/topic"
 )
@@ -25,63 +28,153 @@ func (c *conn) handleSubscribe(ctx context.Context, body []byte) error {
 	}
 	ack := packet.Suback{PacketID: p.PacketID}
 	var replay []replayed
-	c.session.beginReplay()
+	var durable []*subscription // that get their retained messages from the log
+	var record []byte
+	s := c.session
+	s.beginReplay()
 	for _, o := range p.Subscriptions {
-		reason, found := c.subscribe(o, ids, len(replay))
+		reason, sub, found := c.subscribe(o, ids, len(replay))
+		if sub != nil && s.kept != nil {
+			record = sub.appendRecord(record)
+			if sub.replaying.Load() != nil {
+				durable = append(durable, sub)
+			}
+		}
 		if c.version == packet.V311 && reason.Failed() {
 			reason = packet.Unspecified // 3.1.1 §3.9.3
 		}
 		ack.Reasons = append(ack.Reasons, reason)
 		replay = append(replay, found...)
 	}
-	err := c.answer(ctx, func(dst []byte) []byte { return ack.Append(dst, c.version, packet.SUBACK) })
-	c.session.endReplay(replay)
+	err := c.keep(ctx, changeSubscribe, record)
+	if err == nil {
+		err = c.answer(ctx, func(dst []byte) []byte { return ack.Append(dst, c.version, packet.SUBACK) })
+	}
+	s.endReplay(replay)
+	for _, sub := range durable {
+		if err == nil {
+			err = c.replayDurably(ctx, sub)
+		}
+		sub.replaying.Store(nil)
+	}
 	return err
 }
 
+// keep makes a change of the session's subscriptions durable; record is what has
+// changed.
+func (c *conn) keep(ctx context.Context, kind byte, record []byte) error {
+	if len(record) == 0 {
+		return nil
+	}
+	if err := c.b.options.State.store(ctx, kind, append(binary.AppendUvarint(nil, c.session.kept.id), record...)); err != nil {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		return packet.Errorf(refusal(err), "the subscription could not be stored: %v", err)
+	}
+	return nil
+}
+
+// appendRecord appends the subscription as a change has it.
+func (sub *subscription) appendRecord(dst []byte) []byte {
+	saved := savedSubscription{filter: sub.filter, flags: sub.qos}
+	if sub.noLocal {
+		saved.flags |= 4
+	}
+	if sub.retainAsPublished {
+		saved.flags |= 8
+	}
+	if len(sub.ids) > 0 {
+		saved.id = sub.ids[0]
+	}
+	return saved.append(appendText(dst, saved.filter))
+}
+
 // subscribe adds one subscription, or puts it in the place of the one with the
-// same filter. It returns the retained messages to send; more of them wait already.
-func (c *conn) subscribe(o packet.Subscription, ids []uint32, more int) (packet.Reason, []replayed) {
+// same filter. It returns the retained messages to send from memory; more of them
+// wait already.
+func (c *conn) subscribe(o packet.Subscription, ids []uint32, more int) (packet.Reason, *subscription, []replayed) {
 	s, limits := c.session, &c.b.limits
 	share, filter := topic.SplitShared(o.Filter)
 	old := s.subscriptions[o.Filter]
 	switch {
 	case topic.Levels(filter) > limits.TopicLevels:
-		return packet.TopicFilterInvalid, nil
-	case s.rights != nil && !s.rights.MaySubscribe(filter):
-		return packet.NotAuthorized, nil
+		return packet.TopicFilterInvalid, nil, nil
+	case !s.maySubscribe(filter):
+		return packet.NotAuthorized, nil, nil
 	case old == nil && len(s.subscriptions) >= limits.SubscriptionsPerClient:
-		return packet.QuotaExceeded, nil
+		return packet.QuotaExceeded, nil, nil
 	}
-	sub := &subscription{session: s, filter: o.Filter, qos: min(o.QoS, 1), noLocal: o.NoLocal, retainAsPublished: o.RetainAsPublished, ids: ids}
-	s.subscriptions[o.Filter] = sub
+	sub := &subscription{session: s, filter: strings.Clone(o.Filter), qos: o.QoS, noLocal: o.NoLocal, retainAsPublished: o.RetainAsPublished, ids: ids}
+	replays := share == "" && o.RetainHandling != 2 && (o.RetainHandling == 0 || old == nil) // §3.3.1.3, §4.8.2
+	if replays && s.kept != nil && sub.qos > 0 {
+		sub.replaying.Store(new(replaying))
+	}
+	s.subscriptions[sub.filter] = sub
 	c.b.index.replace(old, sub)
-	if share != "" || o.RetainHandling == 2 || o.RetainHandling == 1 && old != nil { // §3.3.1.3, §4.8.2
-		return packet.Reason(sub.qos), nil
+	if !replays {
+		return packet.Reason(sub.qos), sub, nil
 	}
 	replay := sub.replay(filter)
 	if waits := more + s.replayWaits(); waits > 0 && waits+len(replay) > limits.RetainedMessages {
 		delete(s.subscriptions, o.Filter)
 		c.b.index.replace(sub, nil)
-		return packet.QuotaExceeded, nil
+		return packet.QuotaExceeded, nil, nil
 	}
-	return packet.Reason(sub.qos), replay
+	return packet.Reason(sub.qos), sub, replay
 }
 
-// replay is what a new subscription gets of the retained messages.
+// replay is what a new subscription gets of the retained messages from memory: all,
+// or with a session that is kept those of QoS 0.
 func (sub *subscription) replay(filter string) []replayed {
 	s := sub.session
 	var place uint64
 	found := s.b.retained.match(filter, func() { place = s.place() })
 	out := make([]replayed, 0, len(found))
 	for _, m := range found {
-		if sub.noLocal && m.ClientID == s.id || !s.mayReceive(m.Topic) {
+		d := sub.retainedDelivery(m)
+		if s.kept != nil && d.qos > 0 || !sub.wants(m) {
 			continue
 		}
-		d := delivery{m: m, qos: min(m.QoS, sub.qos), retain: true, ids: sub.ids} // [MQTT-3.3.1-8]
 		out = append(out, replayed{delivery: d, after: place})
 	}
 	return out
+}
+
+func (sub *subscription) wants(m *Message) bool {
+	return !(sub.noLocal && m.ClientID == sub.session.id) && sub.session.mayReceive(m.Topic)
+}
+
+// retainedDelivery is a retained message as a new subscription gets it [MQTT-3.3.1-8].
+func (sub *subscription) retainedDelivery(m *Message) delivery {
+	return delivery{m: m, qos: min(m.QoS, sub.qos), retain: true, ids: sub.ids}
+}
+
+// replayDurably gives a new subscription of a session that is kept the retained
+// messages of QoS 1 and 2: as copies in the log, each of the class that its topic has,
+// so that none comes behind a newer one.
+func (c *conn) replayDurably(ctx context.Context, sub *subscription) error {
+	_, filter := topic.SplitShared(sub.filter)
+	r := sub.replaying.Load()
+	for _, m := range c.b.retained.match(filter, func() {}) {
+		d := sub.retainedDelivery(m)
+		if d.qos == 0 || !sub.wants(m) {
+			continue
+		}
+		class, _ := c.b.classOf(m)
+		copied, err := c.session.kept.copy(&d, class)
+		if err == nil {
+			err = r.unless(m.Topic, func() error {
+				m.durable(&c.durable, []buffer.Copy{copied})
+				c.durable.Urgent = true
+				return c.b.options.Buffer.Append(ctx, class, &c.durable, noReceipt{})
+			})
+		}
+		if err != nil {
+			return packet.Errorf(refusal(err), "retained messages could not be stored for the session: %v", err)
+		}
+	}
+	return nil
 }
 
 func (c *conn) handleUnsubscribe(ctx context.Context, body []byte) error {
@@ -90,6 +183,7 @@ func (c *conn) handleUnsubscribe(ctx context.Context, body []byte) error {
 		return err
 	}
 	ack := packet.Suback{PacketID: p.PacketID}
+	var record []byte
 	for _, filter := range p.Filters {
 		if err := topic.CheckFilter(filter, 0); err != nil {
 			return packet.Errorf(packet.Malformed, "UNSUBSCRIBE: %v", err)
@@ -99,8 +193,14 @@ func (c *conn) handleUnsubscribe(ctx context.Context, body []byte) error {
 			delete(c.session.subscriptions, filter)
 			c.b.index.replace(sub, nil)
 			reason = packet.Success
+			if c.session.kept != nil {
+				record = appendText(record, filter)
+			}
 		}
 		ack.Reasons = append(ack.Reasons, reason)
+	}
+	if err := c.keep(ctx, changeUnsubscribe, record); err != nil {
+		return err
 	}
 	return c.answer(ctx, func(dst []byte) []byte { return ack.Append(dst, c.version, packet.UNSUBACK) })
 }

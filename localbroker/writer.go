@@ -2,6 +2,7 @@ package localbroker
 
 import (
 	"context"
+	"strings"
 	"time"
 
 	"github.com/fieldferry/fieldferry/localbroker/packet"
@@ -16,6 +17,7 @@ func (c *conn) answer(ctx context.Context, append func([]byte) []byte) error {
 	c.mu.Lock()
 	c.control = append(c.control)
 	c.mu.Unlock()
+	c.b.stats.packetsOut.Add(1)
 	return nil
 }
 
@@ -106,8 +108,12 @@ func (c *conn) writeAll(buf *[]byte) error {
 			c.signal()
 		}
 		for more := c.session != nil; more && len(dst) < writeSize; {
-			batch, more = c.session.take(batch[:0], writeSize-len(dst))
+			var err error
+			batch, more, err = c.session.take(c, batch[:0], writeSize-len(dst))
 			dst = c.encode(dst, batch)
+			if err != nil {
+				return packet.Errorf(packet.ImplementationSpecific, "what waits for the client could not be read: %v", err)
+			}
 			if more {
 				c.mu.Lock()
 				c.again = true
@@ -134,31 +140,82 @@ func (c *conn) writeAll(buf *[]byte) error {
 func (c *conn) encode(dst []byte, batch []outgoing) []byte {
 	var p packet.Publish
 	now := time.Now()
-	published := uint64(0)
+	published, payload := uint64(0), uint64(0)
 	for i := range batch {
 		o := &batch[i]
+		if o.release {
+			rel := packet.Ack{PacketID: o.packetID}
+			dst = rel.Append(dst, c.version, packet.PUBREL)
+			continue
+		}
 		p = packet.Publish{
 			Topic:           o.m.Topic,
 			Payload:         o.m.Payload,
 			PacketID:        o.packetID,
 			QoS:             o.qos,
+			Dup:             o.dup,
 			Retain:          o.retain,
 			Props:           o.m.Props,
 			SubscriptionIDs: o.ids,
 		}
 		p.Expiry, p.HasExpiry, _ = o.m.expiresIn(now)
+		fresh := c.shorten(&p)
 		start := len(dst)
 		dst = p.Append(dst, c.version)
 		if c.maxPacket > 0 && len(dst)-start > c.maxPacket { // [MQTT-3.1.2-25]
 			dst = dst[:start]
+			if fresh {
+				delete(c.outAliases, o.m.Topic) // the client was not told of it
+			}
 			c.b.stats.dropped.Add(1)
-			if o.packetID != 0 && c.session.ack(o.packetID) {
+			if o.packetID != 0 && c.session.refuse(o.packetID) {
 				c.wake()
 			}
 			continue
 		}
 		published++
+		payload += uint64(len(o.m.Payload))
 	}
-	c.b.stats.publishesOut.Add(published)
+	if published > 0 {
+		c.b.stats.publishesOut.Add(published)
+		c.b.stats.payloadOut.Add(payload)
+	}
 	return dst
+}
+
+// shorten lets an alias stand for the topic, if the client takes aliases and has
+// learned this one, and makes it known if there is one left: MQTT 5 §3.3.2.3.4. It
+// reports whether the alias is new. Only the writing goroutine calls it.
+func (c *conn) shorten(p *packet.Publish) (fresh bool) {
+	if c.maxAlias == 0 {
+		return false
+	}
+	if a, ok := c.outAliases[p.Topic]; ok {
+		p.Alias, p.Topic = a, ""
+		return false
+	}
+	if len(c.outAliases) >= int(c.maxAlias) {
+		return false
+	}
+	if c.outAliases == nil {
+		c.outAliases = make(map[string]uint16)
+	}
+	p.Alias = uint16(len(c.outAliases) + 1)
+	c.outAliases[strings.Clone(p.Topic)] = p.Alias
+	return true
+}
+
+// sendPubrels sends PUBRELs, from any goroutine.
+func (c *conn) sendPubrels(ids []uint16) {
+	if len(ids) == 0 {
+		return
+	}
+	c.b.stats.packetsOut.Add(uint64(len(ids)))
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, id := range ids {
+		rel := packet.Ack{PacketID: id}
+		c.control = rel.Append(c.control, c.version, packet.PUBREL)
+	}
+	c.startWriting()
 }

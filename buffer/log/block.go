@@ -82,6 +82,9 @@ type Header struct {
 // Last is the number of the block's last record.
 func (h *Header) Last() Seq { return h.First + Seq(h.Count) - 1 }
 
+// Size is the bytes of the block's directory and records, decoded.
+func (h *Header) Size() int { return h.dir + h.raw }
+
 // A Block is the records of one commit. It is not changed after it was made and
 // may be read by any number of goroutines.
 type Block struct {

@@ -18,3 +18,11 @@ type SyncedClock interface {
 	Clock
 	Synced() bool
 }
+
+// KeptClock is a Clock that knows whether something goes on counting while the
+// machine is off. Where nothing does, the wall clock starts from when the machine
+// was last on, or from when its image was made: it looks right and is not.
+type KeptClock interface {
+	Clock
+	Kept() bool
+}

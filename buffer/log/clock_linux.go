@@ -1,9 +1,13 @@
 package log
 
 import (
+	"bytes"
 	"hash/fnv"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
 	"sync"
 	"time"
 
@@ -40,4 +44,29 @@ func (SystemClock) Synced() bool {
 	var t unix.Timex
 	_, err := unix.Adjtimex(&t)
 	return err == nil && t.Status&unix.STA_UNSYNC == 0
+}
+
+// Kept says whether there is a hardware clock that agrees with the wall clock. A PC
+// always has one, and a virtual one gets its host's time; what runs down starts in
+// the past, and is not believed for that.
+func (c SystemClock) Kept() bool {
+	return runtime.GOARCH == "amd64" || runtime.GOARCH == "386" || hardwareAgrees("/sys/class/rtc", c.Now())
+}
+
+// hardwareAgrees looks for a clock that does, in a folder like that of the kernel
+// (Documentation/ABI/testing/sysfs-class-rtc). One without a battery does not. It may
+// count local time, which is up to 14 hours off.
+func hardwareAgrees(dir string, wall time.Time) bool {
+	all, _ := filepath.Glob(filepath.Join(dir, "rtc*", "since_epoch"))
+	for _, path := range all {
+		p, err := os.ReadFile(path)
+		if err != nil {
+			continue
+		}
+		s, err := strconv.ParseInt(string(bytes.TrimSpace(p)), 10, 64)
+		if err == nil && wall.Sub(time.Unix(s, 0)).Abs() <= 14*time.Hour+time.Minute {
+			return true
+		}
+	}
+	return false
 }

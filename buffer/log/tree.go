@@ -236,3 +236,60 @@ func (t *tree) freeList(id uint64) error {
 	}
 	return nil
 }
+
+// TreePairs yields what is in the buckets at the root of a bbolt file that may be
+// damaged, as far as it can be reached. What is yielded is valid during the call
+// only, and as likely to be damaged as the rest.
+func TreePairs(path string, pageSize int, pair func(bucket string, key, value []byte)) error {
+	p, unmap, err := mapFile(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(Guard(func() error {
+		t := tree{file: p, pageSize: pageSize}
+		m, err := t.meta(false)
+		if err != nil {
+			return err
+		}
+		t.seen = make([]bool, min(m.pages, uint64(len(p)/pageSize)))
+		t.pairs(m.root, func(name, bucket []byte) {
+			inner := func(key, value []byte) { pair(string(name), key, value) }
+			switch {
+			case len(bucket) < 16:
+			case order.Uint64(bucket) != 0:
+				t.pairs(order.Uint64(bucket), inner)
+			default:
+				pagePairs(bucket[16:], inner)
+			}
+		})
+		return nil
+	}), unmap())
+}
+
+// pairs yields what is in the leaf pages below one, and passes over what it cannot
+// reach.
+func (t *tree) pairs(id uint64, pair func(key, value []byte)) {
+	p, err := t.page(id)
+	switch {
+	case err != nil:
+	case order.Uint16(p[8:]) == pageBranch:
+		for i := range int(order.Uint16(p[10:])) {
+			if at := pageHeader + i*pageElement; at+pageElement <= len(p) {
+				t.pairs(order.Uint64(p[at+8:]), pair) // no deeper than there are pages
+			}
+		}
+	case order.Uint16(p[8:]) == pageLeaf:
+		pagePairs(p, pair)
+	}
+}
+
+func pagePairs(p []byte, pair func(key, value []byte)) {
+	if len(p) < pageHeader {
+		return
+	}
+	for i := range int(order.Uint16(p[10:])) {
+		if key, value, err := element(p, i, 4, 8, 12, nil); err == nil {
+			pair(key, value)
+		}
+	}
+}

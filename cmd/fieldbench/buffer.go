@@ -22,6 +22,7 @@ type bench struct {
 	rounds int
 	each   time.Duration // of a rate that is measured
 	wear   time.Duration
+	linger time.Duration
 	rates  []int // readings a second
 	full   bool
 	out    io.Writer // progress
@@ -143,7 +144,8 @@ To measure inside a memory limit:
 	f.StringVar(&b.dir, "dir", "", "a folder on the disk to measure (default a temporary one)")
 	f.IntVar(&b.rounds, "rounds", 3, "how often each rate is measured; the median counts")
 	f.DurationVar(&b.each, "time", 2*time.Second, "how long appends are measured each time")
-	f.DurationVar(&b.wear, "wear-time", time.Minute, "how long wear is measured")
+	f.DurationVar(&b.wear, "wear-time", 2*time.Minute, "how long wear is measured")
+	f.DurationVar(&b.linger, "wear-linger", defaultLinger, "buffer.linger while it is")
 	f.IntSliceVar(&b.rates, "rates", []int{1, 50, 1000, 10000}, "readings a second of which wear is measured, all at once")
 	f.BoolVar(&b.full, "full", false, "measure 10 million stored, 4 million in little memory, 2 million replayed; else a tenth")
 	f.BoolVar(&asJSON, "json", false, "print JSON")

@@ -161,7 +161,7 @@ func (b *bench) measureWear(ctx context.Context) error {
 		}
 		defer remove()
 		wg.Go(func() {
-			outs[i], _, errs[i] = job{What: "wear", Dir: dir, Kind: kinds[3], Rate: rate, For: b.wear}.run(ctx)
+			outs[i], _, errs[i] = job{What: "wear", Dir: dir, Kind: kinds[3], Rate: rate, For: b.wear, Linger: b.linger}.run(ctx)
 		})
 	}
 	wg.Wait()

@@ -32,7 +32,8 @@ type job struct {
 	After    int // of a drain: messages that are appended afterwards, 47 in a commit
 	Rate     int // of wear: readings a second
 	For      time.Duration
-	Wait     bool // stay, to be killed
+	Linger   time.Duration // of wear
+	Wait     bool          // stay, to be killed
 }
 
 // outcome is what came of a job.
@@ -129,13 +130,19 @@ func (j job) do(ctx context.Context) (out outcome, err error) {
 	began := time.Now()
 	o := j.options()
 	if j.What == "wear" {
-		o.Linger = 250 * time.Millisecond
+		o.Linger = j.Linger
 	}
 	s, err := openBuffer(j.Dir, o)
 	if err != nil {
 		return out, err
 	}
 	out.Open = time.Since(began)
+	var p *polled
+	if j.What == "wear" {
+		if p, err = openPolled(s); err != nil {
+			return out, err
+		}
+	}
 	before, err := handedToWrite()
 	if err != nil {
 		return out, err
@@ -155,7 +162,7 @@ func (j job) do(ctx context.Context) (out outcome, err error) {
 			out.Generations, out.AfterBytes, err = j.after(s)
 		}
 	case "wear":
-		out.Messages, err = j.wear(ctx, s)
+		out.Messages, err = p.wear(ctx, j.Rate, j.For)
 	}
 	if err != nil {
 		return out, err
@@ -189,36 +196,6 @@ func (j job) after(s *bufferStore) (generations int, bytes uint64, err error) {
 	}
 	after, err := handedToWrite()
 	return generations, after - before, err
-}
-
-// wear appends polled readings, which linger, while they are delivered at once.
-func (j job) wear(ctx context.Context, s *bufferStore) (n int, err error) {
-	ctx, cancel := context.WithTimeout(ctx, j.For)
-	defer cancel()
-	var delivering sync.WaitGroup
-	var deliverErr error
-	delivering.Go(func() {
-		for {
-			n, err := s.reader.Next(ctx, s.dst)
-			if ctx.Err() != nil {
-				return
-			}
-			if err != nil {
-				deliverErr = err
-				return
-			}
-			for i := range s.dst[:n] {
-				s.dst[i].Outbox.Settle(s.dst[i].Ordinal, buffer.Delivered)
-			}
-		}
-	})
-	var b batch
-	n, err = appendAt(ctx, s, j.Rate, false, func() buffer.Receipt {
-		b.Add(1)
-		return &b
-	})
-	delivering.Wait()
-	return n, errors.Join(err, deliverErr, b.wait())
 }
 
 // handedToWrite is the bytes this process has handed to write(2) and its like

@@ -301,6 +301,24 @@ type properties struct {
 	ResponseTopic   string      `json:"responseTopic,omitempty"`
 	CorrelationData []byte      `json:"correlationData,omitempty"` // base64
 	User            [][2]string `json:"user,omitempty"`
+	Expiry          int64       `json:"expiry,omitempty"`          // seconds that are left of it
+	SubscriptionIDs []uint32    `json:"subscriptionIds,omitempty"` // of what was received
+}
+
+// newProperties are the properties that belong to a message; nil if there are none.
+func newProperties(p packet.Properties) *properties {
+	if len(p) == 0 {
+		return nil
+	}
+	all := &properties{ContentType: p.Text(packet.ContentType), ResponseTopic: p.Text(packet.ResponseTopic)}
+	if v, ok := p.Uint(packet.PayloadFormat); ok {
+		all.PayloadFormat = &v
+	}
+	all.CorrelationData, _ = p.Bytes(packet.CorrelationData)
+	for k, v := range p.User() {
+		all.User = append(all.User, [2]string{k, v})
+	}
+	return all
 }
 
 // run writes all that can be read. What cannot is said on stderr, and makes the
@@ -347,16 +365,6 @@ func (x *export) line(d *buffer.Delivery) *exported {
 	if x.base64 || !utf8.Valid(d.Payload) {
 		line.Payload, line.Base64 = base64.StdEncoding.EncodeToString(d.Payload), true
 	}
-	if len(d.Props) > 0 {
-		p := packet.Properties(d.Props)
-		line.Properties = &properties{ContentType: p.Text(packet.ContentType), ResponseTopic: p.Text(packet.ResponseTopic)}
-		if v, ok := p.Uint(packet.PayloadFormat); ok {
-			line.Properties.PayloadFormat = &v
-		}
-		line.Properties.CorrelationData, _ = p.Bytes(packet.CorrelationData)
-		for k, v := range p.User() {
-			line.Properties.User = append(line.Properties.User, [2]string{k, v})
-		}
-	}
+	line.Properties = newProperties(packet.Properties(d.Props))
 	return line
 }

@@ -52,7 +52,7 @@ func runGateway(ctx context.Context, path string, stderr io.Writer) error {
 	defer stop()
 	log := newLogger(c, stderr)
 	log.Info("fieldferry starts", "version", version, "site_file", path, "data_dir", c.Gateway.DataDir)
-	g, err := gateway.Open(c, gateway.Options{Logger: log})
+	g, err := gateway.Open(c, gateway.Options{Logger: log, Version: version})
 	if err != nil {
 		return err
 	}

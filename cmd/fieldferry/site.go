@@ -43,8 +43,9 @@ func checkCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "check FILE",
 		Short: "Say everything that is wrong with a site file",
-		Long: `check reads a site file and prints every mistake in it as FILE:LINE:COL: text,
-then warnings. It exits with 1 if there is a mistake.`,
+		Long: `check reads a site file, and the password_file and acl_file that it names, and
+prints every mistake in them as FILE:LINE:COL: text, then warnings. It exits with 1
+if there is a mistake.`,
 		Args: args(cobra.MaximumNArgs(1)),
 	}
 	find := siteFile(cmd)
@@ -62,6 +63,7 @@ then warnings. It exits with 1 if there is a mistake.`,
 func check(w io.Writer, path string, asJSON bool) error {
 	c, problems := config.Load(path, config.Options{})
 	if c != nil {
+		problems = append(problems, gateway.Check(c)...)
 		// The file is good, but this version cannot run it all.
 		for _, p := range gateway.Unsupported(c) {
 			p.Warning = true

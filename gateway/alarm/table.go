@@ -12,6 +12,7 @@ const (
 	Ledger          = "ledger"
 	Fsync           = "fsync"
 	Clock           = "clock"
+	SessionDrops    = "session-drops"
 )
 
 // Rule is a row of the table: when an alarm is raised, and what it says.
@@ -32,6 +33,11 @@ type Rule struct {
 // seconds or a plain number.
 func Table() []Rule {
 	return []Rule{
+		{
+			Name: SessionDrops, Unit: Count, Warning: 1,
+			Text: "the local broker has dropped {value} messages for clients that take them too slowly or stay away too long, most for {detail}: " +
+				"see to that client, or raise broker.limits.queued_messages and queued_bytes; the ledger counts them as oldest",
+		},
 		{
 			Name: BufferFill, Unit: Ratio, Warning: 0.80, Critical: 0.95,
 			Text: "the buffer is {value} full: see why the upstream does not take what is stored, or raise buffer.max_bytes; " +
@@ -61,7 +67,7 @@ func Table() []Rule {
 		},
 		{
 			Name: Fsync, Unit: Seconds, Warning: 0.1, Critical: 1,
-			Text: "one commit in a hundred takes {value} or longer: the disk is slow, worn or busy; a longer buffer.linger makes fewer commits",
+			Text: "{detail} {value} or longer: the disk is slow, worn or busy; a longer buffer.linger makes fewer commits",
 		},
 		{
 			Name: Clock, Unit: Count, Warning: 1, For: time.Minute,

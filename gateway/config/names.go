@@ -13,7 +13,7 @@ const maxName = 128
 // reservedNames cannot be names of the kind: they mean something else in the
 // same place.
 var reservedNames = map[string][]string{
-	"point": {"timestamp", "bad", "seq"}, // keys of every payload
+	"point": {"timestamp", "clock", "bad", "seq"}, // keys of every payload
 	"id":    deviceWords,
 	"zone":  deviceWords,
 	"type":  deviceWords,

@@ -9,6 +9,10 @@
 //
 //	{"temperature":23.5,"timestamp":1790000000000,"bad":{"humidity":"timeout"}}
 //
+// A time that is not known to be right says so; it is what the clock showed:
+//
+//	{"temperature":23.5,"timestamp":5000,"clock":"unsynced"}
+//
 // One message a point has the same form with that one point. An array is a JSON
 // array, named bits are an object of booleans, an enum is its string. Numbers
 // are written with the fewest digits that give them back exactly. Nothing that
@@ -28,9 +32,14 @@ import (
 // The keys that stand beside the points' names. No point has such a name.
 const (
 	KeyTimestamp = "timestamp"
+	KeyClock     = "clock"
 	KeyBad       = "bad"
 	KeySeq       = "seq"
 )
+
+// ClockUnsynced is what stands under KeyClock, and in the MQTT 5 user property of that
+// name, while the clock is not known to be right.
+const ClockUnsynced = "unsynced"
 
 // Seq identifies a message of a device, so that consumers can drop duplicates:
 // N is dense per device and data within a boot of a data folder.
@@ -61,7 +70,7 @@ func (c Config) AppendReading(dst []byte, r adapters.Reading, seq Seq) []byte {
 			bad = true
 		}
 	}
-	dst = c.appendStamp(dst, r.Time)
+	dst = c.appendStamp(dst, r.Time, r.Unsynced)
 	if bad {
 		dst = append(dst, `,"bad":`...)
 		sep := byte('{')
@@ -81,9 +90,9 @@ func (c Config) AppendSample(dst []byte, r adapters.Reading, s *adapters.Sample,
 	dst = append(dst, '{')
 	if good(s) {
 		dst = c.appendPoint(dst, s)
-		dst = c.appendStamp(dst, r.Time)
+		dst = c.appendStamp(dst, r.Time, r.Unsynced)
 	} else {
-		dst = c.appendStamp(dst, r.Time)
+		dst = c.appendStamp(dst, r.Time, r.Unsynced)
 		dst = appendBad(append(dst, `,"bad":{`...), s)
 		dst = append(dst, '}')
 	}
@@ -99,7 +108,7 @@ func (c Config) AppendStatus(dst []byte, s adapters.Status) []byte {
 		dst = append(dst, `{"status":"offline"`...)
 	}
 	if !s.Time.IsZero() {
-		dst = c.appendStamp(append(dst, ','), s.Time)
+		dst = c.appendStamp(append(dst, ','), s.Time, s.Unsynced)
 	}
 	if s.Reason != "" {
 		dst = appendString(append(dst, `,"reason":`...), s.Reason)
@@ -148,9 +157,16 @@ func appendBad(dst []byte, s *adapters.Sample) []byte {
 	return appendString(dst, reason)
 }
 
-// appendStamp appends `"timestamp":…`.
-func (c Config) appendStamp(dst []byte, t time.Time) []byte {
-	dst = append(dst, `"timestamp":`...)
+// appendStamp appends `"timestamp":…`, and what is to be known of its clock.
+func (c Config) appendStamp(dst []byte, t time.Time, unsynced bool) []byte {
+	dst = c.appendTime(append(dst, `"timestamp":`...), t)
+	if unsynced {
+		dst = append(dst, `,"clock":"`+ClockUnsynced+`"`...)
+	}
+	return dst
+}
+
+func (c Config) appendTime(dst []byte, t time.Time) []byte {
 	switch c.Time {
 	case Seconds:
 		return strconv.AppendInt(dst, t.Unix(), 10)

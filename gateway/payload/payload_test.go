@@ -76,6 +76,26 @@ func TestReading(t *testing.T) {
 	}
 }
 
+// TestUnsynced has a clock that is not known to be right.
+func TestUnsynced(t *testing.T) {
+	r := reading(good("a", adapters.Int(1)), bad("b", "timeout"))
+	r.Time, r.Unsynced = time.UnixMilli(5000), true
+	status := adapters.Status{Reason: "timeout", Time: r.Time, Unsynced: true}
+	c := payload.Config{Seq: true}
+	seq := payload.Seq{Origin: "o", Boot: 1, N: 2}
+	for _, test := range []struct{ got, want string }{
+		{string(c.AppendReading(nil, r, seq)), `{"a":1,"timestamp":5000,"clock":"unsynced","bad":{"b":"timeout"},"seq":"o.1.2"}`},
+		{string(c.AppendSample(nil, r, &r.Samples[0], seq)), `{"a":1,"timestamp":5000,"clock":"unsynced","seq":"o.1.2"}`},
+		{string(c.AppendSample(nil, r, &r.Samples[1], seq)), `{"timestamp":5000,"clock":"unsynced","bad":{"b":"timeout"},"seq":"o.1.2"}`},
+		{string(c.AppendStatus(nil, status)), `{"status":"offline","timestamp":5000,"clock":"unsynced","reason":"timeout"}`},
+		{string(c.AppendStatus(nil, adapters.Status{Reason: "gone", Unsynced: true})), `{"status":"offline","reason":"gone"}`}, // no time, no clock
+	} {
+		if test.got != test.want {
+			t.Errorf("got  %s\nwant %s", test.got, test.want)
+		}
+	}
+}
+
 func TestSample(t *testing.T) {
 	r := reading(good("a", adapters.Int(1)), bad("b", "timeout"))
 	c := payload.Config{Seq: true}

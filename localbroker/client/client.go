@@ -1,6 +1,7 @@
-// Package client is a small MQTT client, versions 3.1.1 and 5, QoS 0 and 1, for
-// commands, checks and tests. It keeps one connection and nothing beyond it:
-// it neither reconnects nor stores anything.
+// Package client is a small MQTT client, versions 3.1.1 and 5, for commands,
+// checks and tests. It keeps one connection and nothing beyond it: it neither
+// reconnects nor stores anything. So QoS 2 is exactly once while the connection
+// lasts; who resumes a session may get again what was under way when it broke.
 package client
 
 import (
@@ -36,6 +37,7 @@ type Options struct {
 	Will           *Message
 	ReceiveMaximum int // unacknowledged messages that the broker may send; 0 is 65,535
 	MaxPacket      int // bytes of a packet that the broker may send; 0 is 1 MiB
+	MaxInflight    int // publishes with QoS 1 and 2 under way at a time; 0 is what the broker takes
 	// Handler gets every message, one at a time and in order. While it runs
 	// nothing else is received, so it must not wait for the broker's answers. Nil drops them.
 	Handler func(*Message)
@@ -71,17 +73,27 @@ type Client struct {
 	nc      net.Conn
 	reader  *packet.Reader
 	connack packet.Connack
+	most    int           // bytes of a packet that the broker takes
 	window  chan struct{} // holds one token for each unacknowledged publish
 	wake    chan struct{}
 	room    chan struct{}
 	done    chan struct{} // closed when the connection has ended
 	workers sync.WaitGroup
 
-	mu      sync.Mutex              // guards what follows
-	out     []byte                  // to be written
-	answers map[uint16]func(answer) // who waits for one; must not block
-	last    uint16                  // packet identifier
-	err     error                   // why the connection ended
+	mu       sync.Mutex          // guards what follows
+	out      []byte              // to be written
+	answers  map[uint16]*request // what waits for an answer, by packet identifier
+	last     uint16              // packet identifier
+	received map[uint16]bool     // of QoS 2 that the broker has not released: whether it was acknowledged
+	unacked  int                 // messages of the broker that use up its window
+	pings    []chan<- error      // who waits for a PINGRESP, in order; nil is nobody
+	err      error               // why the connection ended
+}
+
+// request is a packet with an identifier that waits for an answer.
+type request struct {
+	want packet.Type  // of the answer
+	tell func(answer) // called once, must not block
 }
 
 // answer is what the broker answered to a packet with an identifier.
@@ -113,23 +125,32 @@ func Connect(ctx context.Context, o Options) (*Client, error) {
 		return nil, fmt.Errorf("connect to MQTT broker: %w", err)
 	}
 	c := &Client{
-		o:       o,
-		nc:      nc,
-		wake:    make(chan struct{}, 1),
-		room:    make(chan struct{}, 1),
-		done:    make(chan struct{}),
-		answers: make(map[uint16]func(answer)),
+		o:        o,
+		nc:       nc,
+		wake:     make(chan struct{}, 1),
+		room:     make(chan struct{}, 1),
+		done:     make(chan struct{}),
+		answers:  make(map[uint16]*request),
+		received: make(map[uint16]bool),
 	}
 	c.reader = packet.NewReader(c, new(packet.Blocks), o.MaxPacket)
 	c.reader.SetVersion(o.Version)
 	if err := c.handshake(ctx); err != nil {
-		return nil, errors.Join(fmt.Errorf("connect to MQTT broker at %s: %w", nc.RemoteAddr(), err), nc.Close())
+		_ = nc.Close() // what it could say comes from the error that there is
+		return nil, fmt.Errorf("connect to MQTT broker at %s: %w", nc.RemoteAddr(), err)
 	}
 	window := 65535
 	if v, ok := c.connack.Props.Uint(packet.ReceiveMaximum); ok {
 		window = int(v)
 	}
+	if c.o.MaxInflight > 0 {
+		window = min(window, c.o.MaxInflight)
+	}
 	c.window = make(chan struct{}, window)
+	c.most = packet.MaxLength
+	if v, ok := c.connack.Props.Uint(packet.MaximumPacketSize); ok {
+		c.most = int(min(v, packet.MaxLength))
+	}
 	if v, ok := c.connack.Props.Uint(packet.ServerKeepAlive); ok {
 		c.o.KeepAlive = time.Duration(v) * time.Second
 	}
@@ -188,12 +209,20 @@ func (c *Client) login() error {
 	if packet.TypeOf(first) != packet.CONNACK {
 		return fmt.Errorf("%v in the place of CONNACK", packet.TypeOf(first))
 	}
-	if err := c.connack.Decode(c.o.Version, body); err != nil {
+	v := c.o.Version
+	if v == packet.V5 && len(body) == 2 { // that of a broker that knows no version 5, 3.1.1 §3.2
+		v = packet.V311
+	}
+	if err := c.connack.Decode(v, body); err != nil {
 		return err
 	}
 	c.connack.Props = append(packet.Properties(nil), c.connack.Props...)
-	if r := c.connack.Reason; r != packet.Success {
-		return refusal(c.o.Version, r, c.connack.Props.Text(packet.ReasonString))
+	r := c.connack.Reason
+	if r == packet.Success && v != c.o.Version {
+		return packet.Errorf(packet.ProtocolError, "CONNACK of MQTT 3.1.1 in answer to version 5")
+	}
+	if r != packet.Success {
+		return refusal(v, r, c.connack.Props.Text(packet.ReasonString))
 	}
 	return nil
 }
@@ -255,12 +284,17 @@ func (c *Client) fail(err error, goodbye []byte) {
 	if goodbye == nil {
 		c.out = nil
 	}
-	waiting := c.answers
-	c.answers = nil
+	waiting, pings := c.answers, c.pings
+	c.answers, c.pings = nil, nil
 	close(c.done)
 	c.mu.Unlock()
-	for _, tell := range waiting {
-		tell(answer{err: err})
+	for _, r := range waiting {
+		r.tell(answer{err: err})
+	}
+	for _, p := range pings {
+		if p != nil {
+			p <- err
+		}
 	}
 	deadline := time.Now().Add(time.Second)
 	if goodbye == nil {
@@ -303,74 +337,6 @@ func (c *Client) read() {
 	}
 }
 
-func (c *Client) handle(first byte, body []byte) error {
-	switch t := packet.TypeOf(first); t {
-	case packet.PUBLISH:
-		return c.receive(first, body)
-	case packet.PUBACK:
-		var p packet.Ack
-		if err := p.Decode(c.o.Version, t, body); err != nil {
-			return err
-		}
-		c.answered(p.PacketID, answer{reasons: []packet.Reason{p.Reason}, why: p.Props.Text(packet.ReasonString)})
-		return nil
-	case packet.SUBACK, packet.UNSUBACK:
-		var p packet.Suback
-		if err := p.Decode(c.o.Version, t, body); err != nil {
-			return err
-		}
-		c.answered(p.PacketID, answer{reasons: p.Reasons, why: p.Props.Text(packet.ReasonString)})
-		return nil
-	case packet.PINGRESP:
-		return packet.CheckEmpty(first, body)
-	case packet.DISCONNECT:
-		var p packet.Disconnect
-		if err := p.Decode(c.o.Version, t, body); err != nil {
-			return err
-		}
-		return &packet.Error{Reason: p.Reason, Text: "the broker disconnected" + because(p.Props.Text(packet.ReasonString))}
-	default:
-		return packet.Errorf(packet.ProtocolError, "%v from a broker", t)
-	}
-}
-
-func (c *Client) receive(first byte, body []byte) error {
-	var p packet.Publish
-	if err := p.Decode(c.o.Version, first, body); err != nil {
-		return err
-	}
-	if p.QoS > 1 || p.Alias > 0 { // was never asked for
-		return packet.Errorf(packet.ProtocolError, "PUBLISH with QoS %d and alias %d", p.QoS, p.Alias)
-	}
-	m := &Message{Topic: p.Topic, Payload: p.Payload, QoS: p.QoS, Retain: p.Retain, Dup: p.Dup, Props: p.Props, SubscriptionIDs: p.SubscriptionIDs}
-	if p.HasExpiry {
-		m.Expiry = time.Duration(p.Expiry) * time.Second
-	}
-	if p.QoS == 1 {
-		ack := packet.Ack{PacketID: p.PacketID}
-		m.ack = func() {
-			_ = c.send(func(dst []byte) []byte { return ack.Append(dst, c.o.Version, packet.PUBACK) })
-		}
-	}
-	if c.o.Handler != nil {
-		c.o.Handler(m)
-	}
-	if !c.o.ManualAck {
-		m.Ack()
-	}
-	return nil
-}
-
-func (c *Client) answered(id uint16, a answer) {
-	c.mu.Lock()
-	tell := c.answers[id]
-	delete(c.answers, id)
-	c.mu.Unlock()
-	if tell != nil {
-		tell(a)
-	}
-}
-
 // send queues what append makes.
 func (c *Client) send(append func([]byte) []byte) error {
 	c.mu.Lock()
@@ -378,7 +344,18 @@ func (c *Client) send(append func([]byte) []byte) error {
 	if c.err != nil {
 		return c.err
 	}
+	return c.put(append)
+}
+
+// put is send under the lock, of a connection that is open. What is larger than
+// the broker takes is an error [MQTT-3.2.2-15].
+func (c *Client) put(append func([]byte) []byte) error {
+	before := len(c.out)
 	c.out = append(c.out)
+	if n := len(c.out) - before; n > c.most {
+		c.out = c.out[:before]
+		return packet.Errorf(packet.PacketTooLarge, "a packet of %d bytes, the most there may be is %d", n, c.most)
+	}
 	c.signal(c.wake)
 	return nil
 }
@@ -411,7 +388,7 @@ func (c *Client) write() {
 		case <-c.wake:
 		case <-c.done:
 		case <-ping.C:
-			_ = c.send(packet.AppendPingreq)
+			_ = c.ping(nil)
 		}
 		c.mu.Lock()
 		buf, c.out = c.out, buf[:0]

@@ -68,7 +68,7 @@ func TestPublishAndSubscribe(t *testing.T) {
 		t.Run(v.String(), func(t *testing.T) {
 			got := make(chan *client.Message, 10)
 			sub := connect(t, client.Options{Address: addr, Version: v, Handler: func(m *client.Message) { got <- m }})
-			reasons, err := sub.Subscribe(t.Context(), packet.Subscription{Filter: "a/+"}, packet.Subscription{Filter: "b/#", QoS: 2})
+			reasons, err := sub.Subscribe(t.Context(), packet.Subscription{Filter: "a/+"}, packet.Subscription{Filter: "b/#", QoS: 1})
 			if err != nil || fmt.Sprint(reasons) != "[success granted QoS 1]" {
 				t.Fatalf("subscribe: %v, %v", reasons, err)
 			}
@@ -86,8 +86,8 @@ func TestPublishAndSubscribe(t *testing.T) {
 					t.Errorf("received %+v", m)
 				}
 			}
-			if err := pub.Publish(t.Context(), &client.Message{Topic: "b/x", QoS: 2}); err == nil {
-				t.Error("QoS 2 is accepted")
+			if err := pub.Publish(t.Context(), &client.Message{Topic: "b/x", QoS: 3}); packet.ReasonOf(err) != packet.QoSNotSupported {
+				t.Errorf("QoS 3: %v", err)
 			}
 			if reasons, err := sub.Unsubscribe(t.Context(), "b/#", "c"); err != nil || v == packet.V5 && fmt.Sprint(reasons) != "[success no subscription existed]" {
 				t.Errorf("unsubscribe: %v, %v", reasons, err)
@@ -192,6 +192,8 @@ func TestConnectFails(t *testing.T) {
 	}{
 		{"refused", packet.V5, (&packet.Connack{Reason: packet.Banned, Props: packet.Properties{}.AppendText(packet.ReasonString, "why")}).Append(nil, packet.V5), packet.Banned},
 		{"refused, 3.1.1", packet.V311, (&packet.Connack{Reason: 4}).Append(nil, packet.V311), packet.BadUserNameOrPassword},
+		{"no version 5", packet.V5, []byte{0x20, 2, 0, 1}, packet.UnsupportedVersion},
+		{"accepted as 3.1.1", packet.V5, []byte{0x20, 2, 0, 0}, packet.ProtocolError},
 		{"malformed", packet.V5, []byte{0x20, 1, 0}, packet.Malformed},
 		{"other packet", packet.V5, []byte{0xd0, 0}, packet.Unspecified},
 		{"closed", packet.V5, nil, packet.Unspecified},
@@ -220,7 +222,10 @@ func TestConnectionEnds(t *testing.T) {
 		{"closed", nil, packet.Unspecified},
 		{"garbage", []byte{0x00}, packet.Malformed},
 		{"SUBSCRIBE", (&packet.Subscribe{PacketID: 1, Subscriptions: []packet.Subscription{{Filter: "a"}}}).Append(nil, packet.V5), packet.ProtocolError},
-		{"QoS 2", (&packet.Publish{Topic: "a", QoS: 2, PacketID: 1}).Append(nil, packet.V5), packet.ProtocolError},
+		{"alias", (&packet.Publish{Topic: "a", Alias: 1}).Append(nil, packet.V5), packet.ProtocolError},
+		{"SUBACK of a publish", (&packet.Suback{PacketID: 1, Reasons: []packet.Reason{0}}).Append(nil, packet.V5, packet.SUBACK), packet.ProtocolError},
+		{"PUBREC of QoS 1", (&packet.Ack{PacketID: 1}).Append(nil, packet.V5, packet.PUBREC), packet.ProtocolError},
+		{"PUBCOMP of QoS 1", (&packet.Ack{PacketID: 1}).Append(nil, packet.V5, packet.PUBCOMP), packet.ProtocolError},
 		{"too large", []byte{0x30, 0xff, 0xff, 0xff, 0x7f}, packet.PacketTooLarge},
 	} {
 		addr := script(t, func(nc net.Conn, r *packet.Reader) {
@@ -271,9 +276,23 @@ func TestRefusals(t *testing.T) {
 
 // No more publishes are on their way than the broker takes, and a wait for that ends with its context.
 func TestReceiveMaximum(t *testing.T) {
+	for name, limit := range map[string]struct {
+		props packet.Properties
+		most  int
+	}{
+		"of the broker":         {packet.Properties{}.AppendUint(packet.ReceiveMaximum, 1), 0},
+		"of the client":         {nil, 1},
+		"the lower, the broker": {packet.Properties{}.AppendUint(packet.ReceiveMaximum, 1), 5},
+		"the lower, the client": {packet.Properties{}.AppendUint(packet.ReceiveMaximum, 5), 1},
+	} {
+		t.Run(name, func(t *testing.T) { receiveMaximum(t, limit.props, limit.most) })
+	}
+}
+
+func receiveMaximum(t *testing.T, props packet.Properties, most int) {
 	release := make(chan struct{})
 	addr := script(t, func(nc net.Conn, r *packet.Reader) {
-		accept(nc, packet.Properties{}.AppendUint(packet.ReceiveMaximum, 1))
+		accept(nc, props)
 		for {
 			first, body, err := r.Next()
 			if err != nil {
@@ -287,7 +306,7 @@ func TestReceiveMaximum(t *testing.T) {
 			}
 		}
 	})
-	c := connect(t, client.Options{Address: addr})
+	c := connect(t, client.Options{Address: addr, MaxInflight: most})
 	one, err := c.Start(t.Context(), &client.Message{Topic: "t", QoS: 1})
 	if err != nil {
 		t.Fatal(err)
@@ -303,6 +322,51 @@ func TestReceiveMaximum(t *testing.T) {
 	}
 	if err := c.Publish(t.Context(), &client.Message{Topic: "t", QoS: 1}); err != nil {
 		t.Error(err)
+	}
+}
+
+// A ping is answered behind all that was sent before, and told how the connection ends.
+func TestPing(t *testing.T) {
+	release := make(chan struct{})
+	addr := script(t, func(nc net.Conn, r *packet.Reader) {
+		accept(nc, nil)
+		for n := 0; ; {
+			first, _, err := r.Next()
+			if err != nil {
+				return
+			}
+			switch packet.TypeOf(first) {
+			case packet.PUBLISH:
+				n++
+			case packet.PINGREQ:
+				if n != 100 {
+					t.Errorf("PINGREQ after %d messages", n)
+				}
+				<-release
+				_, _ = nc.Write(packet.AppendPingresp(nil))
+			}
+		}
+	})
+	c := connect(t, client.Options{Address: addr})
+	for range 100 {
+		if err := c.Publish(t.Context(), &client.Message{Topic: "t"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	if err := c.Ping(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("without an answer: %v", err)
+	}
+	close(release)
+	if err := c.Ping(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if err := c.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := c.Ping(t.Context()); !errors.Is(err, client.ErrClosed) {
+		t.Errorf("after the end: %v", err)
 	}
 }
 

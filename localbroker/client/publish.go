@@ -12,8 +12,9 @@ import (
 // errBusy is that all packet identifiers are in use.
 var errBusy = errors.New("65,535 packets are without an answer")
 
-// Publish sends m and, with QoS 1, waits until the broker has acknowledged it.
-// A refusal is a *packet.Error. If ctx ends first it is not known what became of m.
+// Publish sends m and, with QoS 1 and 2, waits until the broker has acknowledged
+// it. A refusal is a *packet.Error. If ctx ends first it is not known what became
+// of m.
 func (c *Client) Publish(ctx context.Context, m *Message) error {
 	result, err := c.Start(ctx, m)
 	if err != nil {
@@ -32,9 +33,13 @@ func (c *Client) Publish(ctx context.Context, m *Message) error {
 
 // Start sends m, as soon as the broker's Receive Maximum and what waits to be
 // written allow it, and returns a channel that gets the outcome: nil at once with QoS 0,
-// otherwise what the broker answers, or why the connection ended before.
+// otherwise what the broker answers in the end, or why the connection ended
+// before. What the broker has said that it does not take is not sent to it.
 func (c *Client) Start(ctx context.Context, m *Message) (<-chan error, error) {
 	p := packet.Publish{Topic: m.Topic, Payload: m.Payload, QoS: m.QoS, Retain: m.Retain, Dup: m.Dup, Props: m.Props, HasExpiry: m.Expiry > 0, Expiry: uint32(m.Expiry / time.Second)}
+	if err := c.able(m); err != nil {
+		return nil, err
+	}
 	if err := c.awaitRoom(ctx); err != nil {
 		return nil, err
 	}
@@ -43,9 +48,6 @@ func (c *Client) Start(ctx context.Context, m *Message) (<-chan error, error) {
 		result <- nil
 		return result, c.send(func(dst []byte) []byte { return p.Append(dst, c.o.Version) })
 	}
-	if m.QoS > 1 {
-		return nil, fmt.Errorf("QoS %d is not supported", m.QoS)
-	}
 	select {
 	case c.window <- struct{}{}:
 	case <-c.done:
@@ -53,7 +55,11 @@ func (c *Client) Start(ctx context.Context, m *Message) (<-chan error, error) {
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
-	err := c.ask(func(dst []byte, id uint16) []byte {
+	want := packet.PUBACK
+	if m.QoS == 2 {
+		want = packet.PUBREC // and PUBCOMP then
+	}
+	err := c.ask(want, func(dst []byte, id uint16) []byte {
 		p.PacketID = id
 		return p.Append(dst, c.o.Version)
 	}, func(a answer) {
@@ -69,6 +75,50 @@ func (c *Client) Start(ctx context.Context, m *Message) (<-chan error, error) {
 		return nil, err
 	}
 	return result, nil
+}
+
+// Ping waits until the broker has answered a PINGREQ. By then it has received
+// all that was sent before, also with QoS 0.
+func (c *Client) Ping(ctx context.Context) error {
+	answer := make(chan error, 1)
+	err := c.ping(answer)
+	if err == nil {
+		select {
+		case err = <-answer:
+		case <-ctx.Done():
+			err = context.Cause(ctx)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("ping: %w", err)
+	}
+	return nil
+}
+
+// ping sends a PINGREQ, and has told who waits for its answer.
+func (c *Client) ping(tell chan<- error) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.err != nil {
+		return c.err
+	}
+	c.pings = append(c.pings, tell)
+	return c.put(packet.AppendPingreq)
+}
+
+// able says what CONNACK has against m, MQTT 5 §3.2.2.3.4 and §3.2.2.3.5.
+func (c *Client) able(m *Message) error {
+	props := c.connack.Props
+	if m.QoS > 2 {
+		return packet.Errorf(packet.QoSNotSupported, "there is no QoS %d", m.QoS)
+	}
+	if most, ok := props.Uint(packet.MaximumQoS); ok && uint32(m.QoS) > most {
+		return packet.Errorf(packet.QoSNotSupported, "the broker takes at most QoS %d", most)
+	}
+	if available, ok := props.Uint(packet.RetainAvailable); ok && m.Retain && available == 0 {
+		return packet.Errorf(packet.RetainNotSupported, "the broker retains nothing")
+	}
+	return nil
 }
 
 // awaitRoom waits while much waits to be written.
@@ -90,8 +140,8 @@ func (c *Client) awaitRoom(ctx context.Context) error {
 	}
 }
 
-// ask sends a packet under a new identifier and has answered told once how it went.
-func (c *Client) ask(append func(dst []byte, id uint16) []byte, answered func(answer)) error {
+// ask sends a packet under a new identifier and has tell told once how it went.
+func (c *Client) ask(want packet.Type, append func(dst []byte, id uint16) []byte, tell func(answer)) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch {
@@ -100,11 +150,15 @@ func (c *Client) ask(append func(dst []byte, id uint16) []byte, answered func(an
 	case len(c.answers) >= 65535:
 		return errBusy
 	}
-	for c.last++; c.last == 0 || c.answers[c.last] != nil; c.last++ {
+	id := c.last + 1
+	for id == 0 || c.answers[id] != nil {
+		id++
 	}
-	c.answers[c.last] = answered
-	c.out = append(c.out, c.last)
-	c.signal(c.wake)
+	if err := c.put(func(dst []byte) []byte { return append(dst, id) }); err != nil {
+		return err
+	}
+	c.last = id
+	c.answers[id] = &request{want, tell}
 	return nil
 }
 
@@ -112,7 +166,7 @@ func (c *Client) ask(append func(dst []byte, id uint16) []byte, answered func(an
 // filter. What comes goes to Options.Handler. The error is a *packet.Error if
 // the broker refused one or more of them.
 func (c *Client) Subscribe(ctx context.Context, subs ...packet.Subscription) ([]packet.Reason, error) {
-	return c.subscribe(ctx, "subscribe", func(dst []byte, id uint16) []byte {
+	return c.subscribe(ctx, "subscribe", packet.SUBACK, func(dst []byte, id uint16) []byte {
 		p := packet.Subscribe{PacketID: id, Subscriptions: subs}
 		return p.Append(dst, c.o.Version)
 	})
@@ -121,7 +175,7 @@ func (c *Client) Subscribe(ctx context.Context, subs ...packet.Subscription) ([]
 // SubscribeID is Subscribe with a subscription identifier, 1 to 268,435,455,
 // which comes back with every message. Version 5 has them.
 func (c *Client) SubscribeID(ctx context.Context, id uint32, subs ...packet.Subscription) ([]packet.Reason, error) {
-	return c.subscribe(ctx, "subscribe", func(dst []byte, packetID uint16) []byte {
+	return c.subscribe(ctx, "subscribe", packet.SUBACK, func(dst []byte, packetID uint16) []byte {
 		p := packet.Subscribe{PacketID: packetID, Subscriptions: subs, Props: packet.Properties{}.AppendUint(packet.SubscriptionID, id)}
 		return p.Append(dst, c.o.Version)
 	})
@@ -130,15 +184,15 @@ func (c *Client) SubscribeID(ctx context.Context, id uint32, subs ...packet.Subs
 // Unsubscribe ends subscriptions and waits for the broker's answer: the reason
 // for each filter with version 5, nothing with 3.1.1.
 func (c *Client) Unsubscribe(ctx context.Context, filters ...string) ([]packet.Reason, error) {
-	return c.subscribe(ctx, "unsubscribe", func(dst []byte, id uint16) []byte {
+	return c.subscribe(ctx, "unsubscribe", packet.UNSUBACK, func(dst []byte, id uint16) []byte {
 		p := packet.Unsubscribe{PacketID: id, Filters: filters}
 		return p.Append(dst, c.o.Version)
 	})
 }
 
-func (c *Client) subscribe(ctx context.Context, what string, append func(dst []byte, id uint16) []byte) ([]packet.Reason, error) {
+func (c *Client) subscribe(ctx context.Context, what string, want packet.Type, append func(dst []byte, id uint16) []byte) ([]packet.Reason, error) {
 	result := make(chan answer, 1)
-	if err := c.ask(append, func(a answer) { result <- a }); err != nil {
+	if err := c.ask(want, append, func(a answer) { result <- a }); err != nil {
 		return nil, fmt.Errorf("%s: %w", what, err)
 	}
 	select {
