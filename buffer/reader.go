@@ -3,6 +3,7 @@ package buffer
 import (
 	"context"
 	"fmt"
+	"math"
 	"math/bits"
 	"slices"
 	"time"
@@ -267,10 +268,18 @@ func (o *Outbox) turn(taken, next uint64) (lost uint64, err error) {
 	switch {
 	case err != nil:
 		return 0, err
-	case b == nil:
-		return next - 1, nil // what was accepted is not in the log
-	case s.first > taken+1:
-		return s.first - 1, nil
+	case b == nil || s.first > taken+1:
+		// What was accepted is not in the log, as far as can be seen.
+		lost, before := next-1, log.Seq(math.MaxUint64)
+		if b != nil {
+			lost, before = s.first-1, b.First
+		}
+		if repaired, err := o.chain.log.Recheck(o.rd.after, before); err != nil {
+			return 0, err
+		} else if repaired {
+			return o.turn(taken, next)
+		}
+		return lost, nil
 	}
 	o.rd = readerSide{after: o.rd.after, block: b, next: s.first, last: s.last, made: o.chain.buffer.clock.made(b.Boot, b.Uptime)}
 	return 0, nil
