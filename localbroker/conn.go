@@ -39,6 +39,7 @@ type conn struct {
 	maxPacket int    // the client's Maximum Packet Size; 0 is none
 	maxAlias  uint16 // the client's Topic Alias Maximum
 	keepalive time.Duration
+	resumed   bool // the session was there before
 	connected bool // CONNACK said so
 
 	outAliases map[string]uint16 // by topic; for the writing goroutine alone
@@ -329,10 +330,13 @@ func (c *conn) leave(ctx context.Context) {
 	if s == nil {
 		return
 	}
-	if s.kept != nil && c.connected && s.kept.expiry > 0 {
+	switch {
+	case s.kept != nil && c.connected && s.kept.expiry > 0:
 		c.b.leaveSession(ctx, s, c)
-	} else {
-		c.b.endSession(ctx, s)
+	case c.resumed && !c.connected: // it waits on for a client that was not let in
+		c.b.record(s.change(s.kept.expiry, true))
+	default:
+		_ = c.b.endSession(ctx, s) // it is tried again until it is stored
 		c.publishWill(ctx)
 	}
 	c.fanout.wake()

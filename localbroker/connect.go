@@ -116,13 +116,13 @@ func (c *conn) admit(ctx context.Context, p *packet.Connect) error {
 	if err := c.claim(ctx, id); err != nil {
 		return err
 	}
-	present, err := c.begin(ctx, id, p.CleanStart, expiry)
+	present, err := c.begin(ctx, id, p.CleanStart, expiry > 0)
 	if err != nil {
 		return err
 	}
 	s := c.session
 	s.setRights(rights)
-	if err := c.leaveWill(ctx, will); err != nil {
+	if err := c.moveIn(ctx, will, expiry); err != nil {
 		return err
 	}
 
@@ -261,20 +261,22 @@ func (c *conn) unclaim() {
 	}
 }
 
-// begin gives the connection its session: the one there is, or a new one. The client
-// id is claimed.
-func (c *conn) begin(ctx context.Context, id string, clean bool, expiry time.Duration) (present bool, err error) {
+// begin gives the connection its session: the one there is, or a new one, which is
+// kept or not. The client id is claimed.
+func (c *conn) begin(ctx context.Context, id string, clean, keep bool) (present bool, err error) {
 	b := c.b
 	b.mu.Lock()
 	s := b.sessions[id]
 	b.mu.Unlock()
 	if s != nil && (clean || s.expired(time.Now())) {
-		b.endSession(ctx, s)
+		if err := b.endSession(ctx, s); err != nil {
+			return false, packet.Errorf(refusal(err), "the earlier session could not be ended: %v", err)
+		}
 		s = nil
 	}
-	present = s != nil
-	if !present {
-		if s, err = b.newSession(id, expiry > 0); err != nil {
+	c.resumed = s != nil
+	if !c.resumed {
+		if s, err = b.newSession(id, keep); err != nil {
 			return false, err
 		}
 	}
@@ -283,11 +285,7 @@ func (c *conn) begin(ctx context.Context, id string, clean bool, expiry time.Dur
 	}
 	s.publisher = c.publisher
 	c.session = s
-	if s.kept != nil {
-		s.kept.expiry = expiry
-		b.recordSession(ctx, s, false)
-	}
-	return present, nil
+	return c.resumed, nil
 }
 
 // newSession makes a session for a client id that has none.
@@ -305,27 +303,52 @@ func (b *Broker) newSession(id string, keep bool) (*session, error) {
 	return s, nil
 }
 
-// leaveWill makes the will of the connection durable, and takes back that of an
-// earlier one.
-func (c *conn) leaveWill(ctx context.Context, w *will) error {
-	st, s := c.b.options.State, c.session
+// moveIn makes durable that the session has its client, and the will of the connection
+// in the place of an earlier one that is not due yet. With an error, all is as it was
+// before the client came.
+func (c *conn) moveIn(ctx context.Context, w *will, expiry time.Duration) error {
+	b, s := c.b, c.session
 	s.mu.Lock()
 	earlier := s.will
-	s.will = nil
 	s.mu.Unlock()
-	c.will = w
-	switch {
-	case st == nil:
-	case w != nil:
-		w.id = newSessionID()
-		saved := savedMessage{Message: *w.m, delay: w.delay, user: w.user, id: w.id}
-		if err := st.store(ctx, changeWill, saved.append(appendText(nil, s.id))); err != nil {
-			return packet.Errorf(refusal(err), "the will could not be stored: %v", err)
+	if earlier != nil && !time.Now().Before(earlier.at) {
+		b.publishPending(ctx, s)
+		earlier = nil
+	}
+	if st := b.options.State; st != nil {
+		var changes []change
+		if s.kept != nil {
+			changes = append(changes, s.change(expiry, false))
 		}
-	case earlier != nil:
-		c.b.willIsDone(s.id, earlier.id)
+		if w != nil {
+			w.id = newSessionID()
+			changes = append(changes, w.change(s.id))
+		}
+		if err := st.store(ctx, changes...); err != nil {
+			switch {
+			case w == nil:
+			case earlier != nil:
+				b.record(earlier.change(s.id))
+			default:
+				b.willIsDone(s.id, w.id)
+			}
+			return packet.Errorf(refusal(err), "the session or its will could not be stored: %v", err)
+		}
+	}
+	c.will = w
+	if s.kept != nil {
+		s.kept.expiry = expiry
+	}
+	if earlier != nil && w == nil {
+		b.willIsDone(s.id, earlier.id)
 	}
 	return nil
+}
+
+// change is what the state has of the will.
+func (w *will) change(client string) change {
+	saved := savedMessage{Message: *w.m, delay: w.delay, user: w.user, id: w.id}
+	return change{changeWill, saved.append(appendText(nil, client))}
 }
 
 // takeBack ends the will of a client that has said goodbye.
@@ -338,7 +361,7 @@ func (w *will) takeBack(c *conn) {
 // willIsDone notes in the state that a will was published or taken back.
 func (b *Broker) willIsDone(client string, id uint64) {
 	if st := b.options.State; st != nil && id != 0 {
-		b.record(changeNoWill, binary.AppendUvarint(appendText(nil, client), id))
+		b.record(change{changeNoWill, binary.AppendUvarint(appendText(nil, client), id)})
 	}
 }
 
