@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"math"
 	"strings"
 	"time"
 
+	"github.com/fieldferry/fieldferry/buffer"
 	"github.com/fieldferry/fieldferry/localbroker/packet"
 	"github.com/fieldferry/fieldferry/localbroker/topic"
 )
@@ -360,8 +362,42 @@ func (w *will) takeBack(c *conn) {
 
 // willIsDone notes in the state that a will was published or taken back.
 func (b *Broker) willIsDone(client string, id uint64) {
-	if st := b.options.State; st != nil && id != 0 {
-		b.record(change{changeNoWill, binary.AppendUvarint(appendText(nil, client), id)})
+	st := b.options.State
+	if st == nil || id == 0 {
+		return
+	}
+	gone := goneWill{b, client, id}
+	record := binary.AppendUvarint(appendText(nil, client), id)
+	if err := st.record(context.Background(), buffer.Local, changeNoWill, record, gone); err != nil {
+		gone.Stored(err)
+	}
+}
+
+// goneWill is the receipt for that a will was published or taken back. Until it is
+// stored, a restart would publish the will.
+type goneWill struct {
+	b      *Broker
+	client string
+	id     uint64
+}
+
+func (g goneWill) Stored(err error) {
+	if err == nil || errors.Is(err, buffer.ErrClosed) {
+		return
+	}
+	g.b.mu.Lock()
+	defer g.b.mu.Unlock()
+	g.b.gone = append(g.b.gone, g)
+}
+
+// forgetWills stores what could not be stored before.
+func (b *Broker) forgetWills() {
+	b.mu.Lock()
+	gone := b.gone
+	b.gone = nil
+	b.mu.Unlock()
+	for _, g := range gone {
+		b.willIsDone(g.client, g.id)
 	}
 }
 
@@ -374,7 +410,7 @@ func (c *conn) publishWill(ctx context.Context) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	m := &publish{Message: *w.m, c: c, kind: isWill, willID: w.id}
+	m := &publish{Message: *w.m, c: c, kind: isWill, will: &willReceipt{c.session, &pendingWill{will: w}}}
 	c.will = nil
 	m.Received = time.Now()
 	c.accept(ctx, m)

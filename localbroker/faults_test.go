@@ -197,3 +197,54 @@ func TestSessionStaysAway(t *testing.T) {
 		}
 	})
 }
+
+// A will that is due when the disk is broken is published when it works again, and
+// one that is due is not forgotten because its client is back first.
+func TestWillThatWaits(t *testing.T) {
+	onMachine(t, func(r *rig) {
+		watcher, _ := r.connect("watcher")
+		watcher.sub("will")
+		for _, c := range []*wire{first(r.connect("c", withWill)), first(r.connect("d", withWill, func(p *packet.Connect) { p.CleanStart, p.Props = true, nil }))} {
+			r.machine.Break(true)
+			c.nc.Close()
+			time.Sleep(3 * time.Second)
+			watcher.nothing()
+			r.machine.Break(false)
+			time.Sleep(3 * time.Second)
+			watcher.want("will=gone q1")
+			watcher.nothing()
+		}
+		if _, ack := r.connect("c", withWill); !ack.SessionPresent {
+			t.Fatal("the session is gone")
+		}
+		time.Sleep(3 * time.Second) // until what the watcher has acknowledged is durable
+		r.kill()
+		watcher, _ = r.connect("watcher")
+		r.connect("c")
+		time.Sleep(3 * time.Second)
+		watcher.want("will=gone q1")
+		watcher.nothing()
+	})
+}
+
+// A will that was taken back while the disk was broken is not published by the next
+// process.
+func TestWillTakenBack(t *testing.T) {
+	onMachine(t, func(r *rig) {
+		watcher, _ := r.connect("watcher")
+		watcher.sub("will")
+		c, _ := r.connect("c", withWill)
+		r.machine.Break(true)
+		c.send((&packet.Disconnect{}).Append(nil, packet.V5, packet.DISCONNECT))
+		time.Sleep(3 * time.Second)
+		r.machine.Break(false)
+		watcher.sub("other") // what was written in between and failed is void with this
+		time.Sleep(3 * time.Second)
+		r.kill()
+		watcher, _ = r.connect("watcher")
+		time.Sleep(3 * time.Second)
+		watcher.nothing()
+	})
+}
+
+func first(w *wire, _ packet.Connack) *wire { return w }

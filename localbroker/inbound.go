@@ -394,9 +394,7 @@ func (c *conn) outcome(m *publish, f *fanout) (answer packet.Ack, t packet.Type,
 	}
 	switch {
 	case m.kind == isWill:
-		if m.err == nil {
-			c.b.willIsDone(s.id, m.willID)
-		}
+		m.will.Stored(m.err)
 		return answer, 0, false
 	case m.QoS == 2:
 		t = packet.PUBREC

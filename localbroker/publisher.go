@@ -29,13 +29,13 @@ type publish struct {
 	packetID uint16
 	kind     publishKind
 	class    buffer.Class
-	direct   []receiver // sessions that are kept and get it from memory
-	changes  uint64     // of the index when they were looked up
-	waits    bool       // it is in its publisher's queue, for the disk or behind others
-	done     bool       // nothing keeps it there but those in front of it
-	kept     bool       // it has durable destinations
-	willID   uint64
-	err      error // why it was not accepted
+	direct   []receiver   // sessions that are kept and get it from memory
+	changes  uint64       // of the index when they were looked up
+	waits    bool         // it is in its publisher's queue, for the disk or behind others
+	done     bool         // nothing keeps it there but those in front of it
+	kept     bool         // it has durable destinations
+	will     *willReceipt // if it is one
+	err      error        // why it was not accepted
 }
 
 type publishKind uint8

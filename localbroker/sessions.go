@@ -3,6 +3,7 @@ package localbroker
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"time"
 
 	"github.com/fieldferry/fieldferry/buffer"
@@ -205,24 +206,51 @@ func (b *Broker) publishPending(ctx context.Context, s *session) {
 	}
 	m := *w.m
 	m.Received = time.Time{}
-	if err := b.Publish(ctx, &m, willReceipt{b, s.id, w.id}); err != nil {
-		b.log.Error("a will could not be published", "client", s.id, "err", err)
+	if err := b.Publish(ctx, &m, willReceipt{s, w}); err != nil {
+		willReceipt{s, w}.failed(err)
 	}
 }
 
+// willReceipt is for the will of a session.
 type willReceipt struct {
-	b      *Broker
-	client string
-	id     uint64
+	s *session
+	w *pendingWill
 }
 
 func (r willReceipt) Stored(err error) {
 	if err != nil {
-		r.b.log.Error("a will could not be stored", "client", r.client, "err", err)
+		r.failed(err)
 		return
 	}
 	// Not from within a receipt: an append may wait for one.
-	r.b.background.Go(func() { r.b.willIsDone(r.client, r.id) })
+	b := r.s.b
+	b.background.Go(func() { b.willIsDone(r.s.id, r.w.id) })
+}
+
+// failed keeps a will that was not published for want of a disk that works: it was
+// accepted with the connection.
+func (r willReceipt) failed(err error) {
+	b := r.s.b
+	b.log.Error("a will could not be published", "client", r.s.id, "err", err)
+	if _, refused := errors.AsType[*packet.Error](err); refused || errors.Is(err, buffer.ErrTooLarge) || errors.Is(err, buffer.ErrClosed) {
+		return
+	}
+	s := &session{b: b, id: r.s.id, will: r.w}
+	s.rights.Store(r.s.rights.Load())
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.bereft = append(b.bereft, s)
+}
+
+// publishBereft publishes the wills that are all that is left of a session.
+func (b *Broker) publishBereft(ctx context.Context) {
+	b.mu.Lock()
+	bereft := b.bereft
+	b.bereft = nil
+	b.mu.Unlock()
+	for _, s := range bereft {
+		b.publishPending(ctx, s)
+	}
 }
 
 // tidyEvery is how often sessions and retained messages are looked at that expire.
@@ -237,6 +265,8 @@ func (b *Broker) tidy(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case now := <-tick.C:
+			b.publishBereft(ctx)
+			b.forgetWills()
 			b.tidySessions(ctx, now)
 			topics := b.retained.expire(now)
 			if st := b.options.State; st != nil && len(topics) > 0 {
