@@ -248,3 +248,21 @@ func TestWillTakenBack(t *testing.T) {
 }
 
 func first(w *wire, _ packet.Connack) *wire { return w }
+
+// Who does not want its own messages does not get them as retained ones, also when
+// the process that took them is gone.
+func TestNoLocalAfterRestart(t *testing.T) {
+	onMachine(t, func(r *rig) {
+		c, _ := r.connect("c")
+		c.publish("mine", "c", 1, 1, retain)
+		c.expectAck(1)
+		r.kill()
+		own := packet.Subscription{Filter: "mine", QoS: 1, NoLocal: true}
+		c, _ = r.connect("c")
+		c.subscribe(own)
+		c.nothing()
+		d, _ := r.connect("d")
+		d.subscribe(own)
+		d.want("mine=c q1 r")
+	})
+}

@@ -327,6 +327,7 @@ func (b *Broker) restore(all saved) {
 	now := time.Now()
 	for i := range all.retained {
 		m := &all.retained[i].Message
+		m.ClientID = all.retained[i].user // for those who do not want their own
 		m.Received = now.Add(-st.buffer.Age(all.retained[i].since))
 		if _, _, ok := m.expiresIn(now); ok {
 			b.retained.set(m)
