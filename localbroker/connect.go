@@ -410,7 +410,7 @@ func (c *conn) publishWill(ctx context.Context) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	m := &publish{Message: *w.m, c: c, kind: isWill, will: &willReceipt{c.session, &pendingWill{will: w}}}
+	m := &publish{Message: *w.m, c: c, kind: isWill, will: newWillReceipt(c.session, &pendingWill{will: w})}
 	c.will = nil
 	m.Received = time.Now()
 	c.accept(ctx, m)

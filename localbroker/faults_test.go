@@ -75,12 +75,6 @@ func (r *rig) kill() {
 	r.start()
 }
 
-// restart ends the process well, and starts another.
-func (r *rig) restart() {
-	r.stop()
-	r.start()
-}
-
 func (r *rig) dial(v packet.Version) *wire {
 	near, far := net.Pipe()
 	r.pending <- far
@@ -264,5 +258,28 @@ func TestNoLocalAfterRestart(t *testing.T) {
 		d, _ := r.connect("d")
 		d.subscribe(own)
 		d.want("mine=c q1 r")
+	})
+}
+
+// A broker that stops publishes wills, and the next one knows that.
+func TestWillWhenTheBrokerStops(t *testing.T) {
+	onMachine(t, func(r *rig) {
+		watcher, _ := r.connect("watcher")
+		watcher.sub("will")
+		for range 10 { // it is a matter of which goroutine is first
+			r.connect("c", withWill)
+			r.machine.Latency(time.Minute)
+			if err := r.broker.Publish(t.Context(), &Message{Topic: "will", Payload: []byte("before"), QoS: 1, Urgent: true}, nil); err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait()
+			r.stop()
+			r.machine.Latency(0)
+			r.start()
+			watcher, _ = r.connect("watcher")
+			time.Sleep(3 * time.Second)
+			watcher.want("will=before q1", "will=gone q1")
+			watcher.nothing()
+		}
 	})
 }

@@ -364,6 +364,9 @@ func (c *conn) outcome(m *publish, f *fanout) (answer packet.Ack, t packet.Type,
 		answer.Reason = refusal(m.err)
 	}
 	s := c.session
+	if m.kind == isWill {
+		defer func() { m.will.Stored(m.err) }()
+	}
 	switch m.kind {
 	case isRelease:
 		if answer.Reason.Failed() && answer.Reason != packet.PacketIDNotFound {
@@ -394,7 +397,6 @@ func (c *conn) outcome(m *publish, f *fanout) (answer packet.Ack, t packet.Type,
 	}
 	switch {
 	case m.kind == isWill:
-		m.will.Stored(m.err)
 		return answer, 0, false
 	case m.QoS == 2:
 		t = packet.PUBREC

@@ -206,18 +206,26 @@ func (b *Broker) publishPending(ctx context.Context, s *session) {
 	}
 	m := *w.m
 	m.Received = time.Time{}
-	if err := b.Publish(ctx, &m, willReceipt{s, w}); err != nil {
-		willReceipt{s, w}.failed(err)
+	r := newWillReceipt(s, w)
+	if err := b.Publish(ctx, &m, r); err != nil {
+		r.Stored(err)
 	}
 }
 
-// willReceipt is for the will of a session.
+// willReceipt is for the will of a session. A broker that stops waits until it is
+// told, or the next would publish the will once more.
 type willReceipt struct {
 	s *session
 	w *pendingWill
 }
 
-func (r willReceipt) Stored(err error) {
+func newWillReceipt(s *session, w *pendingWill) *willReceipt {
+	s.b.background.Add(1)
+	return &willReceipt{s, w}
+}
+
+func (r *willReceipt) Stored(err error) {
+	defer r.s.b.background.Done()
 	if err != nil {
 		r.failed(err)
 		return
@@ -229,7 +237,7 @@ func (r willReceipt) Stored(err error) {
 
 // failed keeps a will that was not published for want of a disk that works: it was
 // accepted with the connection.
-func (r willReceipt) failed(err error) {
+func (r *willReceipt) failed(err error) {
 	b := r.s.b
 	b.log.Error("a will could not be published", "client", r.s.id, "err", err)
 	if _, refused := errors.AsType[*packet.Error](err); refused || errors.Is(err, buffer.ErrTooLarge) || errors.Is(err, buffer.ErrClosed) {
