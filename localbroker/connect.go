@@ -53,6 +53,11 @@ func (c *conn) refuse(err error) {
 	switch {
 	case c.version == packet.V5 || c.version > packet.V5 && c.version < 0x80:
 		c.version = packet.V5
+		switch {
+		case reason == packet.ServerShuttingDown, reason == packet.SessionTakenOver, // are for a DISCONNECT, §3.2.2.2
+			errors.Is(err, context.Canceled): // the broker stops
+			reason = packet.ServerUnavailable
+		}
 		p.Reason = reason
 	case reason == packet.Malformed || reason == packet.ProtocolError:
 		return
@@ -272,7 +277,7 @@ func (c *conn) begin(ctx context.Context, id string, clean, keep bool) (present 
 	b.mu.Unlock()
 	if s != nil && (clean || s.expired(time.Now())) {
 		if err := b.endSession(ctx, s); err != nil {
-			return false, packet.Errorf(refusal(err), "the earlier session could not be ended: %v", err)
+			return false, notStored(ctx, "the end of the earlier session", err)
 		}
 		s = nil
 	}
@@ -334,7 +339,7 @@ func (c *conn) moveIn(ctx context.Context, w *will, expiry time.Duration) error 
 			default:
 				b.willIsDone(s.id, w.id)
 			}
-			return packet.Errorf(refusal(err), "the session or its will could not be stored: %v", err)
+			return notStored(ctx, "the session or its will", err)
 		}
 	}
 	c.will = w
@@ -345,6 +350,14 @@ func (c *conn) moveIn(ctx context.Context, w *will, expiry time.Duration) error 
 		b.willIsDone(s.id, earlier.id)
 	}
 	return nil
+}
+
+// notStored is the end of a connection for which something could not be stored.
+func notStored(ctx context.Context, what string, err error) error {
+	if ctx.Err() != nil { // nobody waits for it any more
+		return context.Cause(ctx)
+	}
+	return packet.Errorf(refusal(err), "%s could not be stored: %v", what, err)
 }
 
 // change is what the state has of the will.

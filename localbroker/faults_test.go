@@ -283,3 +283,30 @@ func TestWillWhenTheBrokerStops(t *testing.T) {
 		}
 	})
 }
+
+// Who is about to be let in when another one comes, or when the broker stops, is told
+// so in words that a CONNACK has.
+func TestRefusedOnTheWay(t *testing.T) {
+	onMachine(t, func(r *rig) {
+		r.machine.Latency(time.Minute)
+		var waiting []*wire
+		for range 2 {
+			w := r.dial(packet.V5)
+			p := packet.Connect{Version: packet.V5, ClientID: "c", Will: &packet.Will{Topic: "will"}}
+			w.send(p.Append(nil))
+			synctest.Wait()
+			waiting = append(waiting, w)
+		}
+		go r.stop()
+		for _, w := range waiting {
+			head, body := w.receive()
+			var ack packet.Connack
+			if packet.TypeOf(head) != packet.CONNACK || ack.Decode(packet.V5, body) != nil || ack.Reason != packet.ServerUnavailable {
+				t.Errorf("%v % x", packet.TypeOf(head), body)
+			}
+		}
+		r.machine.Latency(0)
+		time.Sleep(time.Hour)
+		r.start()
+	})
+}

@@ -68,10 +68,7 @@ func (c *conn) keep(ctx context.Context, kind byte, record []byte) error {
 	}
 	record = append(binary.AppendUvarint(nil, c.session.kept.id), record...)
 	if err := c.b.options.State.store(ctx, change{kind, record}); err != nil {
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-		return packet.Errorf(refusal(err), "the subscription could not be stored: %v", err)
+		return notStored(ctx, "the subscription", err)
 	}
 	return nil
 }
