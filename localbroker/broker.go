@@ -241,6 +241,7 @@ func (b *Broker) Run(ctx context.Context) error {
 	}
 	b.connections.Wait()
 	b.background.Wait()
+	b.forgetWills() // what could not be stored: this is the last time
 	b.mu.Lock()
 	b.listeners = nil
 	b.mu.Unlock()
