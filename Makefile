@@ -20,13 +20,20 @@ check:
 	$(GO) tool staticcheck -tags interop ./...
 	$(GO) test -race ./...
 
-# Tests against real peers, which it installs from Debian's packages if they are missing.
+# Tests against real peers, which it installs if they are missing. The tests on the
+# wire are held against another broker, to show that they are right.
 interop:
 	.ci/peers
+	$(GO) test -count=1 ./localbroker/conformance -broker mosquitto
 	$(GO) test -tags interop -count=1 -timeout 20m -run '^TestInterop' ./...
 
+# Benchmarks, then ratios to a plain log and to another broker, each measured in turns.
+# Nothing else should run on the machine.
 bench:
+	.ci/peers
 	$(GO) test -run '^$$' -bench . -benchtime 1s ./...
+	$(GO) run ./cmd/fieldbench buffer
+	$(GO) run ./cmd/fieldbench broker
 
 clean:
 	rm -rf bin

@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"math"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -426,7 +427,7 @@ func (b *Buffer) Append(ctx context.Context, class Class, m *Message, r Receipt)
 	}
 	c := b.chains[class]
 	c.appends.Add(1)
-	if c.full.Load() {
+	if c.full.Load() && !m.own() {
 		c.rejected.Add(1)
 		b.kickFlusher()
 		return ErrFull
@@ -437,6 +438,12 @@ func (b *Buffer) Append(ctx context.Context, class Class, m *Message, r Receipt)
 		}
 	}
 	return c.append(ctx, m, r)
+}
+
+// own reports whether the message only changes the program's own state. That takes
+// next to no room, and is what those need who come to take what fills the buffer.
+func (m *Message) own() bool {
+	return !slices.ContainsFunc(m.Copies, func(c Copy) bool { return !c.Outbox.own() })
 }
 
 // appendNumbered gives the copies their numbers in the order in which they are

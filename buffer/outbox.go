@@ -83,8 +83,9 @@ type pin struct {
 func (o *Outbox) Name() string { return o.name }
 
 // own reports whether the outbox is the program's own: its copies are changes of
-// state, and reach nobody. None is ever dropped, for want of room or for its age: it
-// says what came after others. Its name begins with a dollar sign.
+// state, and reach nobody. So they neither expire nor make room: what they change
+// holds when the message that brought it is long of no use. The name begins with a
+// dollar sign.
 func (o *Outbox) own() bool { return strings.HasPrefix(o.name, "$") }
 
 // Class is that of all copies in the outbox.
@@ -176,7 +177,7 @@ func (o *Outbox) drop(g *generation, out Outcome) (dropped uint64) {
 		return 0
 	}
 	p := o.pins[i]
-	if p.last <= o.taken {
+	if p.last <= o.taken || o.own() {
 		return 0 // all of it is settled, or became under way
 	}
 	first := max(p.first, o.taken+1)

@@ -240,6 +240,49 @@ func TestGenerationsExpireWhole(t *testing.T) {
 	balance(t, o, Ledger{Accepted: 2, Dropped: map[string]uint64{"expired": 2}})
 }
 
+// What an outbox of the program's own has not read yet neither expires nor makes room.
+func TestOwnCopiesStay(t *testing.T) {
+	dir := t.TempDir()
+	clock := &movedClock{}
+	o := Options{PageSize: 4096, Clock: clock, GenerationBytes: 64 << 10}
+	b, err := Open(dir, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	own, cloud, r := outbox(t, b, "$state", Telemetry), outbox(t, b, "cloud", Telemetry), make(receipt, 1)
+	m := &Message{Topic: "t", Expiry: time.Minute, Urgent: true, Copies: []Copy{{Outbox: own}, {Outbox: cloud}}}
+	if err := b.Append(t.Context(), Telemetry, m, r); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-r; err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+	o.Limits.MaxBytes = 1 << 20
+	if b, err = Open(dir, o); err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	own, cloud = outbox(t, b, "$state", Telemetry), outbox(t, b, "cloud", Telemetry)
+	clock.by.Store(int64(time.Hour))
+	for n := 0; cloud.Ledger().Dropped["oldest"] == 0; n++ {
+		if err := append1(t, cloud, n); err != nil && !errors.Is(err, ErrFull) || n > 100_000 {
+			t.Fatal(n, err)
+		}
+	}
+	balance(t, own, Ledger{Accepted: 1, Stored: 1})
+	reader, err := b.Reader(own, cloud)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer reader.Close()
+	if _, all := take(t, reader, 1); all[0].Outbox != own {
+		t.Errorf("the first copy is number %d of %s", all[0].Ordinal, all[0].Outbox.Name())
+	}
+}
+
 // countedStore counts updates.
 type countedStore struct {
 	rows.Store

@@ -125,7 +125,7 @@ type Broker struct {
 	stamps     atomic.Uint64 // given to publishes in the order in which they became durable
 	marker     marker
 	drops      drops
-	background sync.WaitGroup // goroutines beside those of connections
+	background background // goroutines beside those of connections
 
 	mu        sync.Mutex // guards what follows
 	listeners []net.Listener
@@ -217,11 +217,11 @@ func (b *Broker) Run(ctx context.Context) error {
 	b.mu.Lock()
 	listeners := b.listeners
 	b.mu.Unlock()
+	b.publishBereft(ctx) // before their clients come back
 	var accepting sync.WaitGroup
 	for i, ln := range listeners {
 		accepting.Go(func() { b.accept(ctx, ln, b.options.Listeners[i]) })
 	}
-	b.publishBereft(ctx)
 	accepting.Go(func() { b.tidy(ctx) })
 	if b.options.SysInterval > 0 {
 		accepting.Go(func() { b.sys(ctx, b.options.SysInterval) })
@@ -240,7 +240,7 @@ func (b *Broker) Run(ctx context.Context) error {
 		c.end(packet.Errorf(packet.ServerShuttingDown, "the broker stops"))
 	}
 	b.connections.Wait()
-	b.background.Wait()
+	b.background.wait()
 	b.forgetWills() // what could not be stored: this is the last time
 	b.mu.Lock()
 	b.listeners = nil

@@ -272,7 +272,7 @@ func applyPublish(tx rows.Tx, d *buffer.Delivery, stamp func(time.Duration) buff
 	switch {
 	case m.flags&markRetain == 0:
 		return nil
-	case len(d.Payload) == 0: // [MQTT-3.3.1-6]
+	case len(d.Payload) == 0, d.Expiry > 0 && d.Age() >= d.Expiry: // [MQTT-3.3.1-6]
 		return tx.Delete(tableRetained, []byte(m.topic))
 	}
 	saved := savedMessage{Message: Message{Topic: m.topic, Payload: d.Payload, Props: d.Props, QoS: d.QoS, Retain: true, Expiry: d.Expiry}, since: stamp(d.Age()), user: m.client}

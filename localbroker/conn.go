@@ -39,8 +39,8 @@ type conn struct {
 	maxPacket int    // the client's Maximum Packet Size; 0 is none
 	maxAlias  uint16 // the client's Topic Alias Maximum
 	keepalive time.Duration
-	resumed   bool // the session was there before
 	connected bool // CONNACK said so
+	resumes   bool // the session was there before
 
 	outAliases map[string]uint16 // by topic; for the writing goroutine alone
 
@@ -331,10 +331,10 @@ func (c *conn) leave(ctx context.Context) {
 		return
 	}
 	switch {
+	case c.resumes && !c.connected:
+		c.b.giveBackSession(s, c)
 	case s.kept != nil && c.connected && s.kept.expiry > 0:
 		c.b.leaveSession(ctx, s, c)
-	case c.resumed && !c.connected: // it waits on for a client that was not let in
-		c.b.record(s.change(s.kept.expiry, true))
 	default:
 		_ = c.b.endSession(ctx, s) // it is tried again until it is stored
 		c.publishWill(ctx)

@@ -1,17 +1,12 @@
 package localbroker
 
 import (
-	"bytes"
 	"context"
-	"encoding/binary"
-	"errors"
 	"math"
 	"strings"
 	"time"
 
-	"github.com/fieldferry/fieldferry/buffer"
 	"github.com/fieldferry/fieldferry/localbroker/packet"
-	"github.com/fieldferry/fieldferry/localbroker/topic"
 )
 
 // login lets the client in, or tells it why not.
@@ -39,7 +34,7 @@ func (c *conn) login(ctx context.Context) error {
 	if err == nil {
 		err = c.admit(ctx, &p)
 	}
-	if err != nil && !c.connected {
+	if err != nil && !c.connected && ctx.Err() == nil { // CONNACK has no words for a takeover
 		c.refuse(err)
 	}
 	return err
@@ -53,11 +48,6 @@ func (c *conn) refuse(err error) {
 	switch {
 	case c.version == packet.V5 || c.version > packet.V5 && c.version < 0x80:
 		c.version = packet.V5
-		switch {
-		case reason == packet.ServerShuttingDown, reason == packet.SessionTakenOver, // are for a DISCONNECT, §3.2.2.2
-			errors.Is(err, context.Canceled): // the broker stops
-			reason = packet.ServerUnavailable
-		}
 		p.Reason = reason
 	case reason == packet.Malformed || reason == packet.ProtocolError:
 		return
@@ -128,6 +118,7 @@ func (c *conn) admit(ctx context.Context, p *packet.Connect) error {
 		return err
 	}
 	s := c.session
+	c.b.publishDue(ctx, s, time.Now())
 	s.setRights(rights)
 	if err := c.moveIn(ctx, will, expiry); err != nil {
 		return err
@@ -171,32 +162,6 @@ func (c *conn) capabilities(p *packet.Connect, id string, assigned bool, keepali
 		props = props.AppendUint(packet.ServerKeepAlive, seconds)
 	}
 	return props
-}
-
-// will is what is published when the client goes without a word.
-type will struct {
-	m     *Message
-	delay time.Duration
-	user  string
-	id    uint64 // in the state; 0 if it is not there
-}
-
-// takeWill makes the will into the message it will be.
-func (c *conn) takeWill(p *packet.Connect, id string) (*will, error) {
-	w := p.Will
-	if w == nil {
-		return nil, nil
-	}
-	if err := topic.CheckName(w.Topic, c.b.limits.TopicLevels); err != nil {
-		return nil, packet.Errorf(packet.TopicNameInvalid, "will: %v", err)
-	}
-	m := &Message{Topic: strings.Clone(w.Topic), Payload: bytes.Clone(w.Payload), QoS: w.QoS, Retain: w.Retain, Urgent: true, ClientID: id}
-	m.Props = w.Props.Without(packet.WillDelay, packet.MessageExpiry)
-	if v, ok := w.Props.Uint(packet.MessageExpiry); ok {
-		m.Expiry = expiryOf(v)
-	}
-	delay, _ := w.Props.Uint(packet.WillDelay)
-	return &will{m: m, delay: time.Duration(delay) * time.Second, user: p.Username}, nil
 }
 
 func (c *conn) authenticate(ctx context.Context, p *packet.Connect, id string) (Rights, error) {
@@ -281,8 +246,8 @@ func (c *conn) begin(ctx context.Context, id string, clean, keep bool) (present 
 		}
 		s = nil
 	}
-	c.resumed = s != nil
-	if !c.resumed {
+	c.resumes = s != nil
+	if !c.resumes {
 		if s, err = b.newSession(id, keep); err != nil {
 			return false, err
 		}
@@ -292,36 +257,17 @@ func (c *conn) begin(ctx context.Context, id string, clean, keep bool) (present 
 	}
 	s.publisher = c.publisher
 	c.session = s
-	return c.resumed, nil
-}
-
-// newSession makes a session for a client id that has none.
-func (b *Broker) newSession(id string, keep bool) (*session, error) {
-	s := &session{b: b, id: strings.Clone(id), subscriptions: make(map[string]*subscription), publisher: new(publisher)}
-	if keep {
-		s.kept = &kept{s: s, id: newSessionID()}
-	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if keep && len(b.sessions) >= 2*b.limits.Clients {
-		return nil, packet.Errorf(packet.QuotaExceeded, "more than %d sessions", 2*b.limits.Clients)
-	}
-	b.sessions[s.id] = s
-	return s, nil
+	return c.resumes, nil
 }
 
 // moveIn makes durable that the session has its client, and the will of the connection
-// in the place of an earlier one that is not due yet. With an error, all is as it was
-// before the client came.
+// in the place of an earlier one.
 func (c *conn) moveIn(ctx context.Context, w *will, expiry time.Duration) error {
 	b, s := c.b, c.session
 	s.mu.Lock()
 	earlier := s.will
 	s.mu.Unlock()
-	if earlier != nil && !time.Now().Before(earlier.at) {
-		b.publishPending(ctx, s)
-		earlier = nil
-	}
+	c.will = w
 	if st := b.options.State; st != nil {
 		var changes []change
 		if s.kept != nil {
@@ -332,17 +278,9 @@ func (c *conn) moveIn(ctx context.Context, w *will, expiry time.Duration) error 
 			changes = append(changes, w.change(s.id))
 		}
 		if err := st.store(ctx, changes...); err != nil {
-			switch {
-			case w == nil:
-			case earlier != nil:
-				b.record(earlier.change(s.id))
-			default:
-				b.willIsDone(s.id, w.id)
-			}
 			return notStored(ctx, "the session or its will", err)
 		}
 	}
-	c.will = w
 	if s.kept != nil {
 		s.kept.expiry = expiry
 	}
@@ -360,73 +298,19 @@ func notStored(ctx context.Context, what string, err error) error {
 	return packet.Errorf(refusal(err), "%s could not be stored: %v", what, err)
 }
 
-// change is what the state has of the will.
-func (w *will) change(client string) change {
-	saved := savedMessage{Message: *w.m, delay: w.delay, user: w.user, id: w.id}
-	return change{changeWill, saved.append(appendText(nil, client))}
-}
-
-// takeBack ends the will of a client that has said goodbye.
-func (w *will) takeBack(c *conn) {
-	if w != nil {
-		c.b.willIsDone(c.session.id, w.id)
+// newSession makes a session for a client id that has none.
+func (b *Broker) newSession(id string, keep bool) (*session, error) {
+	s := &session{b: b, id: strings.Clone(id), subscriptions: make(map[string]*subscription), publisher: new(publisher)}
+	if keep {
+		s.kept = &kept{s: s, id: newSessionID()}
 	}
-}
-
-// willIsDone notes in the state that a will was published or taken back.
-func (b *Broker) willIsDone(client string, id uint64) {
-	st := b.options.State
-	if st == nil || id == 0 {
-		return
-	}
-	gone := goneWill{b, client, id}
-	record := binary.AppendUvarint(appendText(nil, client), id)
-	if err := st.record(context.Background(), buffer.Local, changeNoWill, record, gone); err != nil {
-		gone.Stored(err)
-	}
-}
-
-// goneWill is the receipt for that a will was published or taken back. Until it is
-// stored, a restart would publish the will.
-type goneWill struct {
-	b      *Broker
-	client string
-	id     uint64
-}
-
-func (g goneWill) Stored(err error) {
-	if err == nil || errors.Is(err, buffer.ErrClosed) {
-		return
-	}
-	g.b.mu.Lock()
-	defer g.b.mu.Unlock()
-	g.b.gone = append(g.b.gone, g)
-}
-
-// forgetWills stores what could not be stored before.
-func (b *Broker) forgetWills() {
 	b.mu.Lock()
-	gone := b.gone
-	b.gone = nil
-	b.mu.Unlock()
-	for _, g := range gone {
-		b.willIsDone(g.client, g.id)
+	defer b.mu.Unlock()
+	if keep && len(b.sessions) >= 2*b.limits.Clients {
+		return nil, packet.Errorf(packet.QuotaExceeded, "more than %d sessions", 2*b.limits.Clients)
 	}
-}
-
-// publishWill sends the will, if the client did not take it back.
-func (c *conn) publishWill(ctx context.Context) {
-	w := c.will
-	if w == nil || !c.connected || !c.session.mayPublish(w.m.Topic) {
-		w.takeBack(c)
-		return
-	}
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-	defer cancel()
-	m := &publish{Message: *w.m, c: c, kind: isWill, will: newWillReceipt(c.session, &pendingWill{will: w})}
-	c.will = nil
-	m.Received = time.Now()
-	c.accept(ctx, m)
+	b.sessions[s.id] = s
+	return s, nil
 }
 
 // ownTopic reports whether only the broker itself publishes to name.

@@ -105,7 +105,7 @@ func (r *rig) publish(topic, payload string) {
 	}
 }
 
-func withWill(p *packet.Connect) {
+func gone(p *packet.Connect) {
 	p.Will = &packet.Will{Topic: "will", Payload: []byte("gone"), QoS: 1}
 }
 
@@ -119,14 +119,14 @@ func TestNotLetIn(t *testing.T) {
 	onMachine(t, func(r *rig) {
 		watcher, _ := r.connect("watcher")
 		watcher.sub("will")
-		c, _ := r.connect("c", withWill, delayed)
+		c, _ := r.connect("c", gone, delayed)
 		c.sub("a")
 		c.nc.Close()
 		synctest.Wait()
 		r.publish("a", "1")
 		time.Sleep(time.Second)
 		r.machine.Break(true)
-		c, ack := r.connect("c", withWill)
+		c, ack := r.connect("c", gone)
 		if ack.Reason != packet.ImplementationSpecific {
 			t.Fatalf("let in with a will that is not stored: %v", ack.Reason)
 		}
@@ -198,7 +198,7 @@ func TestWillThatWaits(t *testing.T) {
 	onMachine(t, func(r *rig) {
 		watcher, _ := r.connect("watcher")
 		watcher.sub("will")
-		for _, c := range []*wire{first(r.connect("c", withWill)), first(r.connect("d", withWill, func(p *packet.Connect) { p.CleanStart, p.Props = true, nil }))} {
+		for _, c := range []*wire{first(r.connect("c", gone)), first(r.connect("d", gone, func(p *packet.Connect) { p.CleanStart, p.Props = true, nil }))} {
 			r.machine.Break(true)
 			c.nc.Close()
 			time.Sleep(3 * time.Second)
@@ -208,7 +208,7 @@ func TestWillThatWaits(t *testing.T) {
 			watcher.want("will=gone q1")
 			watcher.nothing()
 		}
-		if _, ack := r.connect("c", withWill); !ack.SessionPresent {
+		if _, ack := r.connect("c", gone); !ack.SessionPresent {
 			t.Fatal("the session is gone")
 		}
 		time.Sleep(3 * time.Second) // until what the watcher has acknowledged is durable
@@ -227,7 +227,7 @@ func TestWillTakenBack(t *testing.T) {
 	onMachine(t, func(r *rig) {
 		watcher, _ := r.connect("watcher")
 		watcher.sub("will")
-		c, _ := r.connect("c", withWill)
+		c, _ := r.connect("c", gone)
 		r.machine.Break(true)
 		c.send((&packet.Disconnect{}).Append(nil, packet.V5, packet.DISCONNECT))
 		time.Sleep(3 * time.Second)
@@ -267,7 +267,7 @@ func TestWillWhenTheBrokerStops(t *testing.T) {
 		watcher, _ := r.connect("watcher")
 		watcher.sub("will")
 		for range 10 { // it is a matter of which goroutine is first
-			r.connect("c", withWill)
+			r.connect("c", gone)
 			r.machine.Latency(time.Minute)
 			if err := r.broker.Publish(t.Context(), &Message{Topic: "will", Payload: []byte("before"), QoS: 1, Urgent: true}, nil); err != nil {
 				t.Fatal(err)
@@ -281,32 +281,5 @@ func TestWillWhenTheBrokerStops(t *testing.T) {
 			watcher.want("will=before q1", "will=gone q1")
 			watcher.nothing()
 		}
-	})
-}
-
-// Who is about to be let in when another one comes, or when the broker stops, is told
-// so in words that a CONNACK has.
-func TestRefusedOnTheWay(t *testing.T) {
-	onMachine(t, func(r *rig) {
-		r.machine.Latency(time.Minute)
-		var waiting []*wire
-		for range 2 {
-			w := r.dial(packet.V5)
-			p := packet.Connect{Version: packet.V5, ClientID: "c", Will: &packet.Will{Topic: "will"}}
-			w.send(p.Append(nil))
-			synctest.Wait()
-			waiting = append(waiting, w)
-		}
-		go r.stop()
-		for _, w := range waiting {
-			head, body := w.receive()
-			var ack packet.Connack
-			if packet.TypeOf(head) != packet.CONNACK || ack.Decode(packet.V5, body) != nil || ack.Reason != packet.ServerUnavailable {
-				t.Errorf("%v % x", packet.TypeOf(head), body)
-			}
-		}
-		r.machine.Latency(0)
-		time.Sleep(time.Hour)
-		r.start()
 	})
 }

@@ -318,6 +318,7 @@ func (c *conn) releaseNext(m *publish, f *fanout) {
 		if r := recover(); r != nil {
 			c.end(c.panicked(r))
 			f.wake() // those it came to before
+			m.tellReleased()
 		}
 	}()
 	c.release(m, f)
@@ -354,6 +355,7 @@ func (c *conn) release(m *publish, f *fanout) {
 		time.AfterFunc(cutAfter, func() { c.end(err) })
 	}
 	m.c, m.p, m.direct = nil, nil, nil // the message may live on
+	m.tellReleased()
 }
 
 // outcome does what m asks for, and says what to answer: a packet of type t, or
@@ -364,9 +366,6 @@ func (c *conn) outcome(m *publish, f *fanout) (answer packet.Ack, t packet.Type,
 		answer.Reason = refusal(m.err)
 	}
 	s := c.session
-	if m.kind == isWill {
-		defer func() { m.will.Stored(m.err) }()
-	}
 	switch m.kind {
 	case isRelease:
 		if answer.Reason.Failed() && answer.Reason != packet.PacketIDNotFound {

@@ -470,7 +470,7 @@ func (m *marker) add(k *kept) {
 	m.waiting[k] = struct{}{}
 	if !m.running {
 		m.running = true
-		m.b.background.Go(m.run)
+		m.b.background.begin(m.run)
 	}
 }
 

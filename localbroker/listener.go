@@ -40,13 +40,15 @@ func (b *Broker) accept(ctx context.Context, ln net.Listener, l Listener) {
 			continue
 		}
 		wait = 0
-		go b.serve(ctx, nc, l, nil)
+		if c := b.take(nc, l, nil); c != nil {
+			go b.serve(ctx, c)
+		}
 	}
 }
 
-// serve is the life of a connection. identity is the client's certificate, if it was
-// verified already.
-func (b *Broker) serve(ctx context.Context, nc net.Conn, l Listener, identity *x509.Certificate) {
+// take makes a connection of nc, or closes it if the limits want that. identity is the
+// client's certificate, if it was verified already.
+func (b *Broker) take(nc net.Conn, l Listener, identity *x509.Certificate) *conn {
 	if l.TLS != nil && l.WebSocket == "" {
 		nc = tls.Server(nc, l.TLS)
 	}
@@ -55,9 +57,14 @@ func (b *Broker) serve(ctx context.Context, nc net.Conn, l Listener, identity *x
 	if !b.open(c) {
 		_ = closeNow(nc) // told nothing: a flood shall cost little
 		b.stats.refusedConnections.Add(1)
-		return
+		return nil
 	}
 	b.stats.connections.Add(1)
+	return c
+}
+
+// serve is the life of a connection.
+func (b *Broker) serve(ctx context.Context, c *conn) {
 	defer b.connections.Done()
 	defer b.closed(c)
 	c.serve(ctx)

@@ -29,13 +29,13 @@ type publish struct {
 	packetID uint16
 	kind     publishKind
 	class    buffer.Class
-	direct   []receiver   // sessions that are kept and get it from memory
-	changes  uint64       // of the index when they were looked up
-	waits    bool         // it is in its publisher's queue, for the disk or behind others
-	done     bool         // nothing keeps it there but those in front of it
-	kept     bool         // it has durable destinations
-	will     *willReceipt // if it is one
-	err      error        // why it was not accepted
+	direct   []receiver    // sessions that are kept and get it from memory
+	changes  uint64        // of the index when they were looked up
+	waits    bool          // it is in its publisher's queue, for the disk or behind others
+	done     bool          // nothing keeps it there but those in front of it
+	kept     bool          // it has durable destinations
+	released chan struct{} // closed when it is; nil if nobody waits
+	err      error         // why it was not accepted
 }
 
 type publishKind uint8
@@ -51,6 +51,14 @@ const (
 func (m *publish) Stored(err error) {
 	m.stamp = m.c.b.stamps.Add(1)
 	m.p.settle(m, err)
+}
+
+// tellReleased tells who waits for that.
+func (m *publish) tellReleased() {
+	if m.released != nil {
+		close(m.released)
+		m.released = nil
+	}
 }
 
 // idle reports whether nothing waits, so that what comes now need not, either.

@@ -14,6 +14,7 @@ type retained struct {
 	mu      sync.RWMutex // guards what follows
 	names   topic.Names[*Message]
 	bytes   int
+	own     int      // of the broker, below $SYS: they do not count
 	expires expiries // those that expire, some of which may have been replaced
 }
 
@@ -49,6 +50,9 @@ func (r *retained) set(m *Message) {
 		return
 	}
 	r.names.Set(m.Topic, m)
+	if !ok && ownTopic(m.Topic) {
+		r.own++
+	}
 	r.bytes += m.size()
 	if m.Expiry > 0 {
 		if len(r.expires) > 2*r.names.Len()+64 { // most were replaced
@@ -72,7 +76,7 @@ func (r *retained) full(m *Message, limit int) bool {
 	}
 	r.mu.RLock()
 	defer r.mu.RUnlock()
-	if r.names.Len() < limit {
+	if r.names.Len()-r.own < limit {
 		return false
 	}
 	_, ok := r.names.Get(m.Topic)

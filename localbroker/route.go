@@ -198,7 +198,7 @@ func (b *Broker) late(m *Message, from *session, since uint64, f *fanout) {
 // sendLate has a message that was published already made durable for sessions that
 // get it in addition. It does not wait.
 func (b *Broker) sendLate(m *Message, to []receiver) {
-	b.background.Go(func() {
+	b.background.begin(func() {
 		class, _ := b.classOf(m)
 		d := new(buffer.Message)
 		var copies []buffer.Copy

@@ -87,12 +87,6 @@ type inbound struct {
 	on      *conn // the connection it counts for in the Receive Maximum
 }
 
-// pendingWill is a will that is to be published at a time.
-type pendingWill struct {
-	*will
-	at time.Time
-}
-
 // packetID is the identifier of the n-th delivery.
 func packetID(n uint64) uint16 { return uint16(n%numPacketIDs) + 1 }
 

@@ -3,7 +3,6 @@ package localbroker
 import (
 	"context"
 	"encoding/binary"
-	"errors"
 	"time"
 
 	"github.com/fieldferry/fieldferry/buffer"
@@ -44,6 +43,19 @@ func (s *session) change(expiry time.Duration, left bool) change {
 	}
 	one := savedSession{client: s.id, id: s.kept.id, expiry: expiry, left: left, since: s.b.options.State.buffer.Stamp(ago)}
 	return change{changeSession, one.append(appendText(nil, s.id))}
+}
+
+// giveBackSession leaves a session as it was before a connection that wanted it and
+// was never let in.
+func (b *Broker) giveBackSession(s *session, c *conn) {
+	b.record(s.change(s.kept.expiry, true))
+	c.will.takeBack(c)
+	s.mu.Lock()
+	earlier := s.will
+	s.mu.Unlock()
+	if c.will != nil && earlier != nil { // what was stored of it is gone
+		b.record(earlier.change(s.id))
+	}
 }
 
 // leaveSession keeps a session for when its client comes back.
@@ -191,76 +203,6 @@ func (k *kept) pass(ctx context.Context, d *buffer.Delivery) (taken bool, err er
 	return true, nil
 }
 
-// publishPending publishes the will of a session whose client has not come back.
-func (b *Broker) publishPending(ctx context.Context, s *session) {
-	s.mu.Lock()
-	w := s.will
-	s.will = nil
-	s.mu.Unlock()
-	if w == nil {
-		return
-	}
-	if !s.mayPublish(w.m.Topic) {
-		b.willIsDone(s.id, w.id)
-		return
-	}
-	m := *w.m
-	m.Received = time.Time{}
-	r := newWillReceipt(s, w)
-	if err := b.Publish(ctx, &m, r); err != nil {
-		r.Stored(err)
-	}
-}
-
-// willReceipt is for the will of a session. A broker that stops waits until it is
-// told, or the next would publish the will once more.
-type willReceipt struct {
-	s *session
-	w *pendingWill
-}
-
-func newWillReceipt(s *session, w *pendingWill) *willReceipt {
-	s.b.background.Add(1)
-	return &willReceipt{s, w}
-}
-
-func (r *willReceipt) Stored(err error) {
-	defer r.s.b.background.Done()
-	if err != nil {
-		r.failed(err)
-		return
-	}
-	// Not from within a receipt: an append may wait for one.
-	b := r.s.b
-	b.background.Go(func() { b.willIsDone(r.s.id, r.w.id) })
-}
-
-// failed keeps a will that was not published for want of a disk that works: it was
-// accepted with the connection.
-func (r *willReceipt) failed(err error) {
-	b := r.s.b
-	b.log.Error("a will could not be published", "client", r.s.id, "err", err)
-	if _, refused := errors.AsType[*packet.Error](err); refused || errors.Is(err, buffer.ErrTooLarge) || errors.Is(err, buffer.ErrClosed) {
-		return
-	}
-	s := &session{b: b, id: r.s.id, will: r.w}
-	s.rights.Store(r.s.rights.Load())
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.bereft = append(b.bereft, s)
-}
-
-// publishBereft publishes the wills that are all that is left of a session.
-func (b *Broker) publishBereft(ctx context.Context) {
-	b.mu.Lock()
-	bereft := b.bereft
-	b.bereft = nil
-	b.mu.Unlock()
-	for _, s := range bereft {
-		b.publishPending(ctx, s)
-	}
-}
-
 // tidyEvery is how often sessions and retained messages are looked at that expire.
 const tidyEvery = time.Second
 
@@ -318,7 +260,7 @@ func (b *Broker) tidySessions(ctx context.Context, now time.Time) {
 			b.stats.sessionsExpired.Add(1)
 			_ = b.endSession(ctx, s) // it is tried again until it is stored
 		} else {
-			b.publishPending(ctx, s)
+			b.publishDue(ctx, s, now)
 		}
 		b.mu.Lock()
 		if b.claims[s.id] == c {
@@ -375,17 +317,16 @@ func (b *Broker) restore(all saved) {
 	for client, w := range all.wills {
 		m := w.Message
 		m.ClientID, m.Urgent = client, true
+		rights, known := b.recall(w.user, client)
+		if !known {
+			b.log.Warn("a will is not published: who may do what is not known before the client connects", "client", client)
+		}
 		s := b.sessions[client]
-		if s == nil { // it ended with the connection, and that with the process
+		if s == nil || !known { // it ended with the connection, and that with the process
 			s = &session{b: b, id: client}
 			b.bereft = append(b.bereft, s)
 		}
-		if rights, known := b.recall(w.user, client); known {
-			s.setRights(rights)
-		} else {
-			b.log.Warn("a will is not published: who may do what is not known before the client connects", "client", client)
-			continue
-		}
+		s.setRights(rights)
 		delay := time.Duration(0)
 		if s.kept != nil {
 			delay = min(w.delay, s.kept.expiry)
@@ -402,5 +343,12 @@ func (b *Broker) recall(user, client string) (Rights, bool) {
 	if r, ok := b.options.Access.(Recaller); ok {
 		return r.Recall(user, client), true
 	}
-	return nil, false
+	return noRights{}, false
 }
+
+// noRights are those of nobody.
+type noRights struct{}
+
+func (noRights) MayPublish(string) bool   { return false }
+func (noRights) MaySubscribe(string) bool { return false }
+func (noRights) MayReceive(string) bool   { return false }

@@ -23,33 +23,12 @@ var subprotocols = []string{"mqtt", "mqttv3.1"}
 
 // serveWebSocket takes MQTT over WebSocket, MQTT 5 §6, until ln is closed.
 func (b *Broker) serveWebSocket(ctx context.Context, ln net.Listener, l Listener) {
-	var upgraded sync.WaitGroup
+	var upgrading sync.WaitGroup
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+l.WebSocket, func(w http.ResponseWriter, r *http.Request) {
-		if !slices.ContainsFunc(subprotocols, func(p string) bool { return offers(r, p) }) {
-			http.Error(w, "this is an MQTT broker: the WebSocket subprotocol must be mqtt", http.StatusBadRequest)
-			return
+		if c := b.upgrade(ctx, w, r, l, &upgrading); c != nil {
+			b.serve(ctx, c)
 		}
-		ws, err := websocket.Accept(w, r, &websocket.AcceptOptions{
-			Subprotocols:    subprotocols,
-			OriginPatterns:  originHosts(l.Origins),
-			CompressionMode: websocket.CompressionDisabled,
-		})
-		if err != nil {
-			b.stats.refusedConnections.Add(1)
-			b.log.Info("WebSocket refused", "listener", l.Name, "address", r.RemoteAddr, "err", err)
-			return // Accept has answered
-		}
-		ws.SetReadLimit(-1) // packets bound what is kept, and frames need not be packets
-		var identity *x509.Certificate
-		if r.TLS != nil && len(r.TLS.VerifiedChains) > 0 {
-			identity = r.TLS.PeerCertificates[0]
-		}
-		local, _ := r.Context().Value(http.LocalAddrContextKey).(net.Addr)
-		nc := newWSConn(ctx, ws, local, wsAddr(r.RemoteAddr))
-		upgraded.Add(1)
-		defer upgraded.Done()
-		b.serve(ctx, nc, l, identity)
 	})
 	server := &http.Server{
 		Handler:           mux,
@@ -61,8 +40,36 @@ func (b *Broker) serveWebSocket(ctx context.Context, ln net.Listener, l Listener
 	if err := server.Serve(ln); err != nil && !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
 		b.log.Error("WebSocket listener failed", "listener", l.Name, "err", err)
 	}
-	_ = server.Close() // connections that are not upgraded; the others end with ctx
-	upgraded.Wait()
+	_ = server.Close() // connections that are not upgraded; the others end as all do
+	upgrading.Wait()
+}
+
+// upgrade makes a connection of a request, or refuses it.
+func (b *Broker) upgrade(ctx context.Context, w http.ResponseWriter, r *http.Request, l Listener, upgrading *sync.WaitGroup) *conn {
+	upgrading.Add(1)
+	defer upgrading.Done()
+	if !slices.ContainsFunc(subprotocols, func(p string) bool { return offers(r, p) }) {
+		http.Error(w, "this is an MQTT broker: the WebSocket subprotocol must be mqtt", http.StatusBadRequest)
+		return nil
+	}
+	ws, err := websocket.Accept(w, r, &websocket.AcceptOptions{
+		Subprotocols:    subprotocols,
+		OriginPatterns:  originHosts(l.Origins),
+		CompressionMode: websocket.CompressionDisabled,
+	})
+	if err != nil {
+		b.stats.refusedConnections.Add(1)
+		b.log.Info("WebSocket refused", "listener", l.Name, "address", r.RemoteAddr, "err", err)
+		return nil // Accept has answered
+	}
+	ws.SetReadLimit(-1) // packets bound what is kept, and frames need not be packets
+	var identity *x509.Certificate
+	if r.TLS != nil && len(r.TLS.VerifiedChains) > 0 {
+		identity = r.TLS.PeerCertificates[0]
+	}
+	local, _ := r.Context().Value(http.LocalAddrContextKey).(net.Addr)
+	nc := newWSConn(ctx, ws, local, wsAddr(r.RemoteAddr))
+	return b.take(nc, l, identity)
 }
 
 // offers reports whether a request offers a subprotocol.
@@ -122,38 +129,50 @@ func newWSConn(ctx context.Context, ws *websocket.Conn, local, remote net.Addr) 
 func (c *wsConn) read() {
 	defer close(c.done)
 	buf := make([]byte, 4<<10)
-	for {
+	for c.why == nil {
 		kind, r, err := c.ws.Reader(c.ctx)
 		if err == nil && kind != websocket.MessageBinary { // [MQTT-6.0.0-1]
 			err = errors.New("a text frame, and MQTT is binary")
 			_ = c.ws.Close(websocket.StatusUnsupportedData, err.Error())
 		}
-		for err == nil {
-			var n int
-			if n, err = r.Read(buf); n > 0 {
-				select {
-				case c.chunks <- buf[:n]:
-				case <-c.ctx.Done():
-					c.why = net.ErrClosed
-					return
-				}
-				select {
-				case <-c.free:
-				case <-c.ctx.Done():
-					c.why = net.ErrClosed
-					return
-				}
+		if err != nil {
+			c.why = ended(err)
+			return
+		}
+		for more := true; more && c.why == nil; {
+			n, err := r.Read(buf)
+			if n > 0 {
+				c.why = c.hand(buf[:n])
+			}
+			if more = err == nil; !more && !errors.Is(err, io.EOF) {
+				c.why = ended(err)
 			}
 		}
-		if errors.Is(err, io.EOF) && websocket.CloseStatus(err) == -1 && c.ctx.Err() == nil {
-			continue // the frame's end
-		}
-		if s := websocket.CloseStatus(err); s == websocket.StatusNormalClosure || s == websocket.StatusGoingAway || s == websocket.StatusNoStatusRcvd {
-			err = io.EOF
-		}
-		c.why = err
-		return
 	}
+}
+
+// hand gives a piece to Read and waits until it was taken.
+func (c *wsConn) hand(piece []byte) error {
+	select {
+	case c.chunks <- piece:
+	case <-c.ctx.Done():
+		return net.ErrClosed
+	}
+	select {
+	case <-c.free:
+		return nil
+	case <-c.ctx.Done():
+		return net.ErrClosed
+	}
+}
+
+// ended is io.EOF if the client has closed the connection as it should.
+func ended(err error) error {
+	switch websocket.CloseStatus(err) {
+	case websocket.StatusNormalClosure, websocket.StatusGoingAway, websocket.StatusNoStatusRcvd:
+		return io.EOF
+	}
+	return err
 }
 
 // Read returns os.ErrDeadlineExceeded after a deadline; more can be read then.

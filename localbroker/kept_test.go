@@ -1,0 +1,279 @@
+package localbroker
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/fieldferry/fieldferry/buffer"
+	"github.com/fieldferry/fieldferry/buffer/log"
+	"github.com/fieldferry/fieldferry/localbroker/packet"
+)
+
+// house is a broker with its state on a real buffer.
+type house struct {
+	*Broker
+	t     testing.TB
+	dir   string
+	buf   *buffer.Buffer
+	state *State
+	gate  *gate
+	stop  func() // everything, in good order; may be called again
+}
+
+// houseOptions are what a test changes; the zero value works.
+type houseOptions struct {
+	Options
+	buffer buffer.Options
+	idle   bool          // state.db does not follow the log
+	later  time.Duration // by the clock of the machine
+}
+
+// openHouse opens a data folder and runs a broker on it for the time of the test.
+func openHouse(t testing.TB, dir string, o houseOptions) *house {
+	t.Helper()
+	h := &house{t: t, dir: dir, gate: newGate()}
+	h.gate.later = o.later
+	o.buffer.Clock = h.gate
+	if testing.Verbose() && os.Getenv("BROKER_LOG") != "" {
+		o.Logger = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
+		o.buffer.Logger = o.Logger
+	}
+	var err error
+	if h.buf, err = buffer.Open(filepath.Join(dir, "buffer"), o.buffer); err != nil {
+		t.Fatal(err)
+	}
+	if h.state, err = OpenState(filepath.Join(dir, "state.db"), h.buf, o.Logger); err != nil {
+		t.Fatal(err)
+	}
+	o.Buffer, o.State = h.buf, h.state
+	if o.Listeners == nil {
+		o.Listeners = []Listener{{Name: "plain", Addr: "127.0.0.1:0", AllowAnonymous: true}}
+	}
+	h.Broker = New(o.Options)
+	if err := h.Listen(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, stopBroker := context.WithCancel(context.Background())
+	sctx, stopState := context.WithCancel(context.Background())
+	var broker, state sync.WaitGroup
+	broker.Go(func() {
+		if err := h.Run(ctx); err != nil {
+			t.Errorf("Run: %v", err)
+		}
+	})
+	if !o.idle {
+		state.Go(func() { _ = h.state.Run(sctx) })
+	}
+	var once sync.Once
+	h.stop = func() {
+		once.Do(func() {
+			h.gate.open()
+			stopBroker()
+			broker.Wait()
+			stopState()
+			state.Wait()
+			if err := h.state.Close(); err != nil {
+				t.Errorf("close the state: %v", err)
+			}
+			if err := h.buf.Close(); err != nil {
+				t.Errorf("close the buffer: %v", err)
+			}
+			if n := h.Stats().Panics; n > 0 {
+				t.Errorf("%d panics", n)
+			}
+		})
+	}
+	t.Cleanup(h.stop)
+	return h
+}
+
+// crashed is a copy of the data folder as it is now, as a crash would leave it.
+// Nothing may be on its way to the disk.
+func (h *house) crashed() string {
+	h.t.Helper()
+	to := h.t.TempDir()
+	if err := os.CopyFS(to, os.DirFS(h.dir)); err != nil {
+		h.t.Fatal(err)
+	}
+	return to
+}
+
+// gate is a clock that holds commits up: a block is made with the time it has.
+type gate struct {
+	log.SystemClock
+	mu      sync.Mutex
+	shut    bool
+	waiting int
+	cond    sync.Cond
+	later   time.Duration
+}
+
+func newGate() *gate {
+	g := new(gate)
+	g.cond.L = &g.mu
+	return g
+}
+
+func (g *gate) Uptime() (time.Duration, uint64) {
+	g.mu.Lock()
+	for g.shut && packing() {
+		g.waiting++
+		g.cond.Wait()
+		g.waiting--
+	}
+	g.mu.Unlock()
+	up, boot := g.SystemClock.Uptime()
+	return up + g.later, boot
+}
+
+func (g *gate) close() {
+	g.mu.Lock()
+	g.shut = true
+	g.mu.Unlock()
+}
+
+func (g *gate) open() {
+	g.mu.Lock()
+	g.shut = false
+	g.mu.Unlock()
+	g.cond.Broadcast()
+}
+
+// await waits until a commit is held up.
+func (g *gate) await(t testing.TB) {
+	t.Helper()
+	eventually(t, "nothing is to be committed", func() bool {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		return g.waiting > 0
+	})
+}
+
+func packing() bool {
+	var pcs [16]uintptr
+	frames := runtime.CallersFrames(pcs[:runtime.Callers(2, pcs[:])])
+	for {
+		f, more := frames.Next()
+		if strings.HasSuffix(f.Function, ".pack") {
+			return true
+		}
+		if !more {
+			return false
+		}
+	}
+}
+
+// stay makes a client's session outlive its connection.
+func stay(p *packet.Connect) {
+	p.CleanStart = false
+	if p.Version == packet.V5 {
+		p.Props = p.Props.AppendUint(packet.SessionExpiry, 3600)
+	}
+}
+
+// keep connects with a session that stays.
+func keep(t testing.TB, b *Broker, v packet.Version, id string, change ...func(*packet.Connect)) (w *wire, present bool) {
+	t.Helper()
+	w = dial(t, b, v)
+	ack := w.connect(id, append([]func(*packet.Connect){stay}, change...)...)
+	if ack.Reason != packet.Success {
+		t.Fatalf("%s is not let in: %v", id, ack.Reason)
+	}
+	return w, ack.SessionPresent
+}
+
+func (w *wire) goodbye() {
+	w.t.Helper()
+	w.send((&packet.Disconnect{}).Append(nil, w.v, packet.DISCONNECT))
+	w.closed(0)
+	w.nc.Close()
+}
+
+func withWill(topic string, delay uint32) func(p *packet.Connect) {
+	return func(p *packet.Connect) {
+		p.Will = &packet.Will{Topic: topic, Payload: []byte("gone"), QoS: 1}
+		if delay > 0 {
+			p.Will.Props = p.Will.Props.AppendUint(packet.WillDelay, delay)
+		}
+	}
+}
+
+func eventually(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); !ok(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal(what)
+		}
+	}
+}
+
+// Sanity.
+func TestOfflineCopies(t *testing.T) {
+	both(t, func(t *testing.T, v packet.Version) {
+		h := openHouse(t, t.TempDir(), houseOptions{})
+		sub, _ := keep(t, h.Broker, v, "sub")
+		sub.sub("#")
+		sub.goodbye()
+		pub := connect(t, h.Broker, v, "pub")
+		pub.publish("a", "1", 1, 1)
+		pub.expectAck(1)
+		h = openHouse(t, h.crashed(), houseOptions{})
+		sub, present := keep(t, h.Broker, v, "sub")
+		if !present {
+			t.Error("the session is gone")
+		}
+		sub.want("a=1 q1")
+	})
+}
+
+// A connection that is taken over before it has its CONNACK leaves the session as it
+// was.
+func TestTakeoverWhileConnecting(t *testing.T) {
+	both(t, func(t *testing.T, v packet.Version) {
+		h := openHouse(t, t.TempDir(), houseOptions{})
+		sub, _ := keep(t, h.Broker, v, "sub")
+		sub.sub("#")
+		sub.goodbye()
+		pub := connect(t, h.Broker, v, "pub")
+		pub.publish("a", "1", 1, 1)
+		pub.expectAck(1)
+
+		h.gate.close()
+		first := dial(t, h.Broker, v)
+		p := packet.Connect{Version: v, ClientID: "sub"}
+		stay(&p)
+		withWill("will", 0)(&p)
+		first.send(p.Append(nil))
+		h.gate.await(t)
+		second := dial(t, h.Broker, v)
+		second.send(p.Append(nil))
+		eventually(t, "no takeover", func() bool { return h.Stats().Takeovers == 1 })
+		h.gate.open()
+		first.closed(packet.Success)
+		_, body := second.receive()
+		var ack packet.Connack
+		second.check(ack.Decode(v, body))
+		if !ack.SessionPresent {
+			t.Error("the session is gone")
+		}
+		second.want("a=1 q1")
+	})
+}
+
+// expect returns the reason of the next packet, which is to be of a type.
+func (w *wire) expect(want packet.Type, id uint16) packet.Reason {
+	w.t.Helper()
+	first, body := w.receive()
+	var p packet.Ack
+	if packet.TypeOf(first) != want || p.Decode(w.v, want, body) != nil || p.PacketID != id {
+		w.t.Fatalf("%v % x in the place of %v %d", packet.TypeOf(first), body, want, id)
+	}
+	return p.Reason
+}

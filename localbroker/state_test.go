@@ -1,0 +1,74 @@
+package localbroker
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/fieldferry/fieldferry/buffer"
+	"github.com/fieldferry/fieldferry/localbroker/packet"
+)
+
+func expires(seconds uint32) func(*packet.Publish) {
+	return func(p *packet.Publish) { p.HasExpiry, p.Expiry = true, seconds }
+}
+
+// A change that came with a message holds also when that has expired before
+// state.db has it.
+func TestChangesDoNotExpire(t *testing.T) {
+	dir := t.TempDir()
+	h := openHouse(t, dir, houseOptions{idle: true})
+	pub, _ := keep(t, h.Broker, packet.V5, "pub")
+	pub.publish("status", "old", 1, 1, retain)
+	pub.expectAck(1)
+	if err := h.state.drain(); err != nil {
+		t.Fatal(err)
+	}
+	pub.publish("status", "new", 1, 2, retain, expires(1))
+	pub.expectAck(2)
+	pub.publish("once", "x", 2, 3, retain, expires(1))
+	pub.expect(packet.PUBREC, 3)
+	h = openHouse(t, h.crashed(), houseOptions{later: time.Minute})
+	if n := h.Stats().RetainedMessages; n != 0 {
+		t.Errorf("%d messages are retained that have expired or were replaced", n)
+	}
+	sub := connect(t, h.Broker, packet.V5, "sub")
+	sub.sub("#")
+	pub, _ = keep(t, h.Broker, packet.V5, "pub")
+	pub.publish("once", "x", 2, 3, func(p *packet.Publish) { p.Dup = true })
+	pub.expect(packet.PUBREC, 3)
+	sub.nothing()
+}
+
+// A buffer that is full refuses messages, not what clients do to take them.
+func TestFullBufferLetsClientsIn(t *testing.T) {
+	h := openHouse(t, t.TempDir(), houseOptions{buffer: buffer.Options{Limits: buffer.Limits{MaxBytes: 2 << 20, RejectNew: true}}})
+	away, _ := keep(t, h.Broker, packet.V5, "away")
+	away.sub("#")
+	away.goodbye()
+	pub, _ := keep(t, h.Broker, packet.V5, "pub")
+	pub.publish("a", "x", 2, 1)
+	pub.expect(packet.PUBREC, 1)
+	r := make(told, 1)
+	for {
+		err := h.Publish(context.Background(), &Message{Topic: "a", Payload: make([]byte, 100_000), QoS: 1, Urgent: true}, r)
+		if err == nil {
+			err = <-r
+		}
+		if errors.Is(err, buffer.ErrFull) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	pub.publish("a", "x", 1, 2)
+	if r := pub.expectAck(2); r != packet.QuotaExceeded {
+		t.Errorf("a publish into a full buffer: %v", r)
+	}
+	pub.send((&packet.Ack{PacketID: 1}).Append(nil, pub.v, packet.PUBREL))
+	pub.expect(packet.PUBCOMP, 1)
+	c, _ := keep(t, h.Broker, packet.V5, "c", withWill("a", 0))
+	c.sub("b")
+}
