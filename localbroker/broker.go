@@ -125,13 +125,14 @@ type Broker struct {
 	stamps     atomic.Uint64 // given to publishes in the order in which they became durable
 	marker     marker
 	drops      drops
-	bereft     []*session // have just a will; until Run
 	background background // goroutines beside those of connections
 
 	mu        sync.Mutex // guards what follows
 	listeners []net.Listener
 	sessions  map[string]*session // by client id; of clients that are connected, or whose session is kept
 	claims    map[string]*conn    // of clients that are connected or about to be, by client id
+	bereft    []*session          // have just a will that is due
+	gone      []goneWill          // wills of which it is not stored yet that they are gone
 	conns     map[*conn]struct{}  // open connections
 	addresses map[netip.Addr]int  // how many of them come from an address
 	closing   bool
@@ -216,10 +217,7 @@ func (b *Broker) Run(ctx context.Context) error {
 	b.mu.Lock()
 	listeners := b.listeners
 	b.mu.Unlock()
-	for _, s := range b.bereft { // before their clients come back
-		b.publishPending(ctx, s)
-	}
-	b.bereft = nil
+	b.publishBereft(ctx) // before their clients come back
 	var accepting sync.WaitGroup
 	for i, ln := range listeners {
 		accepting.Go(func() { b.accept(ctx, ln, b.options.Listeners[i]) })
@@ -243,6 +241,7 @@ func (b *Broker) Run(ctx context.Context) error {
 	}
 	b.connections.Wait()
 	b.background.wait()
+	b.forgetWills() // what could not be stored: this is the last time
 	b.mu.Lock()
 	b.listeners = nil
 	b.mu.Unlock()

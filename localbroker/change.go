@@ -12,9 +12,9 @@ import (
 
 // What a broker has to know after a restart is a series of changes. Each stands in
 // the log as a record with a copy for the state's own outbox, whose topic says what
-// kind of change it is. A retained publish needs no other mark than that copy, so
+// kind of change it is. A retained publish needs no other record than its own, so
 // what makes it durable for its destinations makes it retained with the same
-// commit. A copy of any other kind has a topic that begins with a zero byte, which
+// commit. All but those of the gateway's own retained publishes begin with a zero byte, which
 // no topic name does (MQTT 5 [MQTT-4.7.3-2]); docs/format-state.md has the bytes.
 const (
 	changeSession     = 's' // a client has a session, is connected or has left
@@ -32,6 +32,7 @@ const (
 const (
 	markID     = 1 << iota // its packet identifier is in use until its PUBREL
 	markRetain             // it is retained
+	markClient             // and known whose it is
 )
 
 // mark is the topic of a publish's copy for the state.
@@ -39,6 +40,7 @@ type mark struct {
 	flags    byte
 	session  uint64
 	packetID uint16
+	client   string
 	topic    string
 }
 
@@ -51,6 +53,9 @@ func (m *mark) copyTopic() string {
 	if m.flags&markID != 0 {
 		b = binary.AppendUvarint(b, m.session)
 		b = binary.AppendUvarint(b, uint64(m.packetID))
+	}
+	if m.flags&markClient != 0 {
+		b = appendText(b, m.client)
 	}
 	if m.flags&markRetain != 0 {
 		b = append(b, m.topic...)
@@ -66,6 +71,9 @@ func parseMark(topic string) (m mark, ok bool) {
 	m.flags = f.byte()
 	if m.flags&markID != 0 {
 		m.session, m.packetID = f.uvarint(), uint16(f.uvarint())
+	}
+	if m.flags&markClient != 0 {
+		m.client = f.text()
 	}
 	if m.flags&markRetain != 0 {
 		m.topic = string(f.p)
@@ -144,7 +152,7 @@ type savedMessage struct {
 	Message
 	since buffer.Stamp  // when it was published
 	delay time.Duration // of a will
-	user  string        // whose will it is
+	user  string        // whose will it is; of a retained message the client id of its publisher
 	id    uint64        // of a will
 }
 
@@ -267,7 +275,7 @@ func applyPublish(tx rows.Tx, d *buffer.Delivery, stamp func(time.Duration) buff
 	case len(d.Payload) == 0, d.Expiry > 0 && d.Age() >= d.Expiry: // [MQTT-3.3.1-6]
 		return tx.Delete(tableRetained, []byte(m.topic))
 	}
-	saved := savedMessage{Message: Message{Topic: m.topic, Payload: d.Payload, Props: d.Props, QoS: d.QoS, Retain: true, Expiry: d.Expiry}, since: stamp(d.Age())}
+	saved := savedMessage{Message: Message{Topic: m.topic, Payload: d.Payload, Props: d.Props, QoS: d.QoS, Retain: true, Expiry: d.Expiry}, since: stamp(d.Age()), user: m.client}
 	return tx.Put(tableRetained, []byte(m.topic), saved.append(nil))
 }
 

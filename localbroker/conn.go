@@ -39,9 +39,8 @@ type conn struct {
 	maxPacket int    // the client's Maximum Packet Size; 0 is none
 	maxAlias  uint16 // the client's Topic Alias Maximum
 	keepalive time.Duration
-	connected bool          // CONNACK said so
-	resumes   bool          // the session was there before
-	was       time.Duration // its expiry, then
+	connected bool // CONNACK said so
+	resumes   bool // the session was there before
 
 	outAliases map[string]uint16 // by topic; for the writing goroutine alone
 
@@ -337,7 +336,7 @@ func (c *conn) leave(ctx context.Context) {
 	case s.kept != nil && c.connected && s.kept.expiry > 0:
 		c.b.leaveSession(ctx, s, c)
 	default:
-		c.b.endSession(ctx, s)
+		_ = c.b.endSession(ctx, s) // it is tried again until it is stored
 		c.publishWill(ctx)
 	}
 	c.fanout.wake()

@@ -291,9 +291,9 @@ func (c *conn) mark(m *publish) {
 	if st == nil {
 		return
 	}
-	k := mark{topic: m.Topic}
+	k := mark{topic: m.Topic, client: m.ClientID}
 	if m.Retain {
-		k.flags |= markRetain
+		k.flags |= markRetain | markClient
 	}
 	if m.QoS == 2 && m.kind == isPublish && c.session.kept != nil && (m.kept || m.Retain) {
 		// Without a durable destination, a publish that comes again after a crash

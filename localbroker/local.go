@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/fieldferry/fieldferry/buffer"
+	"github.com/fieldferry/fieldferry/localbroker/packet"
 	"github.com/fieldferry/fieldferry/localbroker/topic"
 )
 
@@ -26,7 +27,7 @@ func (b *Broker) Publish(ctx context.Context, m *Message, r buffer.Receipt) erro
 		return fmt.Errorf("publish to %q: %w", m.Topic, err)
 	}
 	if b.retained.full(m, b.limits.RetainedMessages) {
-		return fmt.Errorf("publish to %q: more than %d retained messages", m.Topic, b.limits.RetainedMessages)
+		return packet.Errorf(packet.QuotaExceeded, "publish to %q: more than %d retained messages", m.Topic, b.limits.RetainedMessages)
 	}
 	p := &ownPublish{publish: publish{Message: *m}, b: b, receipt: r}
 	if p.Received.IsZero() {

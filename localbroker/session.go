@@ -56,6 +56,7 @@ type session struct {
 	rights  atomic.Pointer[Rights] // of the last connection; nil may do everything
 
 	subscriptions map[string]*subscription // by filter; only its own goroutine uses it
+	shared        bool                     // some of those it had were shared; as it ends
 	publisher     *publisher
 
 	mu        sync.Mutex // guards what follows

@@ -331,18 +331,32 @@ type await struct{ done chan error }
 
 func (a await) Stored(err error) { a.done <- err }
 
-// store makes a change durable.
-func (s *State) store(ctx context.Context, kind byte, payload []byte) error {
-	a := await{make(chan error, 1)}
-	if err := s.record(ctx, buffer.Local, kind, payload, a); err != nil {
-		return err
+// change is one that is not stored yet.
+type change struct {
+	kind    byte
+	payload []byte
+}
+
+// store makes changes durable. After an error some of them may be, too.
+func (s *State) store(ctx context.Context, changes ...change) error {
+	waits := make([]await, len(changes))
+	for i, c := range changes {
+		waits[i] = await{make(chan error, 1)}
+		if err := s.record(ctx, buffer.Local, c.kind, c.payload, waits[i]); err != nil {
+			return err
+		}
 	}
-	select {
-	case err := <-a.done:
-		return err
-	case <-ctx.Done():
-		return context.Cause(ctx)
+	for _, a := range waits {
+		select {
+		case err := <-a.done:
+			if err != nil {
+				return err
+			}
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
 	}
+	return nil
 }
 
 // noReceipt is for a change that nobody waits for.

@@ -66,11 +66,9 @@ func (c *conn) keep(ctx context.Context, kind byte, record []byte) error {
 	if len(record) == 0 {
 		return nil
 	}
-	if err := c.b.options.State.store(ctx, kind, append(binary.AppendUvarint(nil, c.session.kept.id), record...)); err != nil {
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-		return packet.Errorf(refusal(err), "the subscription could not be stored: %v", err)
+	record = append(binary.AppendUvarint(nil, c.session.kept.id), record...)
+	if err := c.b.options.State.store(ctx, change{kind, record}); err != nil {
+		return notStored(ctx, "the subscription", err)
 	}
 	return nil
 }
