@@ -28,7 +28,6 @@ type group struct {
 	filter  string // without the share
 	all     *subscription
 	members []*subscription // guarded by index.mu
-	kept    int             // members whose sessions are kept
 	turn    atomic.Uint32
 }
 
@@ -52,7 +51,8 @@ func (g *group) pick() *subscription {
 
 // index finds the subscriptions that match a topic. Those of sessions that are kept
 // stand apart: what matches them with QoS 1 and 2 has to be known before the
-// message is made durable.
+// message is made durable. Groups stand with them whoever their members are, so that
+// a message meets each once, whoever comes and leaves meanwhile.
 type index struct {
 	mu      sync.RWMutex // guards what follows
 	live    topic.Filters[*subscription]
@@ -105,40 +105,29 @@ func (x *index) add(sub *subscription) {
 			x.groups = make(map[string]*group)
 		}
 		x.groups[sub.filter] = g
-	} else {
-		x.of(g.kept > 0).Remove(filter, g.all)
+		x.kept.Add(filter, g.all)
 	}
 	sub.group = g
 	g.members = append(g.members, sub)
-	if kept {
-		g.kept++
-	}
-	x.of(g.kept > 0).Add(filter, g.all)
 	x.shared++
 }
 
 func (x *index) remove(sub *subscription) {
-	kept := sub.session.kept != nil
 	g := sub.group
 	if g == nil {
-		x.of(kept).Remove(sub.filter, sub)
+		x.of(sub.session.kept != nil).Remove(sub.filter, sub)
 		return
 	}
 	i := slices.Index(g.members, sub)
 	if i < 0 {
 		return
 	}
-	x.of(g.kept > 0).Remove(g.filter, g.all)
 	g.members = slices.Delete(g.members, i, i+1)
-	if kept {
-		g.kept--
-	}
 	x.shared--
 	if len(g.members) == 0 {
 		delete(x.groups, sub.filter)
-		return
+		x.kept.Remove(g.filter, g.all)
 	}
-	x.of(g.kept > 0).Add(g.filter, g.all)
 }
 
 // count is the number of subscriptions, and of those that are shared.

@@ -2,6 +2,7 @@ package localbroker
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -276,4 +277,66 @@ func (w *wire) expect(want packet.Type, id uint16) packet.Reason {
 		w.t.Fatalf("%v % x in the place of %v %d", packet.TypeOf(first), body, want, id)
 	}
 	return p.Reason
+}
+
+// A message that a shared subscription gets goes to one member, whoever joins or
+// leaves while it is made durable.
+func TestSharedWhileMembersCome(t *testing.T) {
+	const filter = "$share/g/t"
+	for _, leaves := range []bool{false, true} {
+		h := openHouse(t, t.TempDir(), houseOptions{})
+		slow, _ := keep(t, h.Broker, packet.V5, "slow") // for it the message is made durable
+		slow.sub("t")
+		live, pub := connect(t, h.Broker, packet.V5, "live"), connect(t, h.Broker, packet.V5, "pub")
+		live.sub(filter, "end")
+		kept, _ := keep(t, h.Broker, packet.V5, "kept")
+		kept.sub("end")
+		if leaves {
+			kept.sub(filter)
+		}
+		for n := range 2 { // whoever's turn it is
+			payload := fmt.Sprint(n)
+			h.gate.close()
+			pub.publish("t", payload, 1, 1)
+			h.gate.await(t)
+			if leaves {
+				kept.send((&packet.Unsubscribe{PacketID: 9, Filters: []string{filter}}).Append(nil, kept.v))
+				eventually(t, "it does not leave", func() bool { return h.Stats().Subscriptions == 4 })
+			} else {
+				kept.send((&packet.Subscribe{PacketID: 9, Subscriptions: []packet.Subscription{{Filter: filter, QoS: 1}}}).Append(nil, kept.v))
+				eventually(t, "it does not join", func() bool { return h.Stats().Subscriptions == 5 })
+			}
+			h.gate.open()
+			pub.expectAck(1)
+			pub.publish("end", "", 1, 1)
+			pub.expectAck(1)
+			got := 0
+			for _, w := range []*wire{live, kept} {
+				for {
+					first, body := w.receive()
+					var p packet.Publish
+					if packet.TypeOf(first) != packet.PUBLISH {
+						continue // the answer of above
+					}
+					w.check(p.Decode(w.v, first, body))
+					w.ack(p.PacketID)
+					if p.Topic == "end" {
+						break
+					}
+					got++
+				}
+			}
+			if got != 1 {
+				t.Errorf("leaves: %v: message %d came %d times", leaves, n, got)
+			}
+			if leaves {
+				kept.sub(filter)
+			} else {
+				kept.send((&packet.Unsubscribe{PacketID: 9, Filters: []string{filter}}).Append(nil, kept.v))
+				if first, _ := kept.receive(); packet.TypeOf(first) != packet.UNSUBACK {
+					t.Fatal(packet.TypeOf(first))
+				}
+			}
+		}
+	}
 }
