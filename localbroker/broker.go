@@ -104,12 +104,13 @@ type Broker struct {
 	options Options
 	log     *slog.Logger
 
-	index    index
-	retained retained
-	stats    counters
-	blocks   packet.Blocks
-	buffers  sync.Pool // of *[]byte, for writes
-	fanouts  sync.Pool // of *fanout, for publishes of the gateway itself
+	index     index
+	retained  retained
+	retaining retaining
+	stats     counters
+	blocks    packet.Blocks
+	buffers   sync.Pool // of *[]byte, for writes
+	fanouts   sync.Pool // of *fanout, for publishes of the gateway itself
 
 	stamps     atomic.Uint64 // given to publishes in the order in which they became durable
 	marker     marker

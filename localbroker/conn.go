@@ -54,6 +54,7 @@ type conn struct {
 	last    time.Time // of the last packet
 	hurried bool      // the read deadline is for giving the buffer back
 	due     time.Time // when the next publish may come at Limits.MessagesPerSecond
+	crowd   *crowd    // of the publish that is at hand, until it is on its way
 
 	cancel context.CancelCauseFunc // ends the connection
 	room   chan struct{}           // something that the reading goroutine may wait for has changed
@@ -116,6 +117,7 @@ func (c *conn) serve(ctx context.Context) {
 		err = context.Cause(ctx)
 	}
 	cancel(err)
+	c.b.retaining.leave(c.crowd) // there was a panic
 	// What a client leaves behind is for others, so it outlives the context.
 	_ = c.guard(func() error { c.leave(context.WithoutCancel(broker)); return nil })
 	c.unclaim()

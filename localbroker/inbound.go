@@ -252,9 +252,14 @@ func (c *conn) accept(ctx context.Context, m *publish) {
 	c.copies = c.copies[:0]
 	m.class = buffer.Local
 	if m.err == nil {
+		if m.Retain && m.QoS > 0 && c.b.options.State != nil {
+			m.crowd = c.b.retaining.enter()
+			c.crowd = m.crowd
+		}
 		if c.copies, m.err = c.b.destinations(m, c.session, &c.fanout, c.copies); m.err == nil {
 			c.mark(m)
 		}
+		c.crowd = nil
 	}
 	if m.err != nil || len(c.copies) == 0 {
 		c.submit(m)
@@ -278,7 +283,7 @@ func (b *Broker) destinations(m *publish, from *session, f *fanout, dst []buffer
 		}
 	}
 	if m.QoS > 0 && b.index.keeps.Load() {
-		dst, m.direct, m.changes, err = b.copies(&m.Message, from, m.class, f, dst)
+		dst, m.direct, err = b.copies(&m.Message, from, m.class, f, dst)
 	}
 	m.kept = len(dst) > 0
 	return dst, err
@@ -317,6 +322,7 @@ func (c *conn) releaseNext(m *publish, f *fanout) {
 		if r := recover(); r != nil {
 			c.end(c.panicked(r))
 			f.wake() // those it came to before
+			c.b.retaining.leave(m.crowd)
 			m.tellReleased()
 		}
 	}()
@@ -326,6 +332,8 @@ func (c *conn) releaseNext(m *publish, f *fanout) {
 // release routes m, which is durable if it has to be, and acknowledges it.
 func (c *conn) release(m *publish, f *fanout) {
 	answer, t, cut := c.outcome(m, f)
+	c.b.retaining.leave(m.crowd)
+	m.crowd = nil
 	if m.waits {
 		f.wake() // otherwise Read does
 	}
@@ -387,9 +395,6 @@ func (c *conn) outcome(m *publish, f *fanout) (answer packet.Ack, t packet.Type,
 		}
 		if c.b.route(&m.Message, s, m.direct, f) == 0 && !m.kept {
 			answer.Reason = packet.NoMatchingSubscribers
-		}
-		if m.Retain && m.QoS > 0 && c.b.index.keeps.Load() {
-			c.b.late(&m.Message, s, m.changes, f)
 		}
 	}
 	switch {

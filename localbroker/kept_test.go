@@ -340,3 +340,55 @@ func TestSharedWhileMembersCome(t *testing.T) {
 		}
 	}
 }
+
+// received are the payloads that come until a message to the topic end does.
+func (w *wire) received() (payloads []string) {
+	w.t.Helper()
+	for {
+		p := w.expectPublish()
+		if p.QoS == 1 {
+			w.ack(p.PacketID)
+		}
+		if p.Topic == "end" {
+			return payloads
+		}
+		payloads = append(payloads, string(p.Payload))
+	}
+}
+
+// A retained message that is published while a client subscribes comes to it once, and
+// none comes behind a newer one.
+func TestRetainedWhileSubscribing(t *testing.T) {
+	for _, newer := range []bool{false, true} {
+		h := openHouse(t, t.TempDir(), houseOptions{})
+		sub, _ := keep(t, h.Broker, packet.V5, "sub")
+		sub.sub("end")
+		pub, other := connect(t, h.Broker, packet.V5, "pub"), connect(t, h.Broker, packet.V5, "other")
+		h.gate.close()
+		pub.publish("t", "1", 1, 1, retain)
+		h.gate.await(t)
+		sub.send((&packet.Subscribe{PacketID: 9, Subscriptions: []packet.Subscription{{Filter: "t", QoS: 1}}}).Append(nil, sub.v))
+		eventually(t, "it does not subscribe", func() bool { return h.Stats().Subscriptions == 2 })
+		if newer {
+			other.publish("t", "2", 1, 1, retain)
+			other.nothing()
+		}
+		h.gate.open()
+		pub.expectAck(1)
+		if newer {
+			other.expectAck(1)
+		}
+		if first, _ := sub.receive(); packet.TypeOf(first) != packet.SUBACK {
+			t.Fatal(packet.TypeOf(first))
+		}
+		pub.publish("end", "", 1, 1)
+		pub.expectAck(1)
+		want := "[1]"
+		if newer {
+			want = "[2]"
+		}
+		if got := fmt.Sprint(sub.received()); got != want {
+			t.Errorf("got %s, want %s", got, want)
+		}
+	}
+}

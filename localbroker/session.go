@@ -247,11 +247,12 @@ func (s *session) take(to *conn, dst []outgoing, bytes int) (batch []outgoing, m
 		}
 		dst = append(dst, out)
 	}
+	held := s.replaying
 	s.mu.Unlock()
 	if expired > 0 {
 		s.b.stats.expired.Add(uint64(expired))
 	}
-	if s.kept != nil && to != nil {
+	if s.kept != nil && to != nil && !held {
 		var keptMore bool
 		dst, keptMore, err = s.kept.take(to, dst, bytes)
 		more = more || keptMore
@@ -396,7 +397,7 @@ func (s *session) endReplay(found []replayed) {
 	wake := !s.awake && !s.stuck
 	s.awake = s.awake || wake
 	s.mu.Unlock()
-	if wake {
+	if wake || s.kept != nil {
 		s.wake()
 	}
 }

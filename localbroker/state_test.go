@@ -51,6 +51,9 @@ func TestFullBufferLetsClientsIn(t *testing.T) {
 	pub.publish("a", "x", 2, 1)
 	pub.expect(packet.PUBREC, 1)
 	r := make(told, 1)
+	if err := h.Publish(context.Background(), &Message{Topic: "r", Payload: []byte("x"), QoS: 1, Retain: true, Urgent: true}, r); err != nil || <-r != nil {
+		t.Fatal(err)
+	}
 	for {
 		err := h.Publish(context.Background(), &Message{Topic: "a", Payload: make([]byte, 100_000), QoS: 1, Urgent: true}, r)
 		if err == nil {
@@ -71,4 +74,8 @@ func TestFullBufferLetsClientsIn(t *testing.T) {
 	pub.expect(packet.PUBCOMP, 1)
 	c, _ := keep(t, h.Broker, packet.V5, "c", withWill("a", 0))
 	c.sub("b")
+	// What there is no room for is refused by itself.
+	if r := c.subscribe(packet.Subscription{Filter: "r", QoS: 1}, packet.Subscription{Filter: "c", QoS: 1}); r[0] != packet.QuotaExceeded || r[1] != packet.GrantedQoS1 {
+		t.Errorf("granted %v", r)
+	}
 }
