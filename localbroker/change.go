@@ -179,6 +179,13 @@ func (f *fields) message() (m savedMessage) {
 	return m
 }
 
+// idKey is the key of a packet identifier that is in use. The class is a part of it:
+// changes of several are not applied in the order in which they came, so the release
+// of one publish must not be that of another.
+func idKey(session uint64, packetID uint16, class buffer.Class) []byte {
+	return append(binary.BigEndian.AppendUint16(sessionPrefix(session), packetID), byte(class))
+}
+
 func sessionPrefix(id uint64) []byte { return binary.BigEndian.AppendUint64(nil, id) }
 
 // apply makes one change to the tables.
@@ -225,7 +232,7 @@ func apply(tx rows.Tx, d *buffer.Delivery, stamp func(ago time.Duration) buffer.
 		}
 	case changeRelease:
 		id, packetID := f.uvarint(), uint16(f.uvarint())
-		err = tx.Delete(tableIDs, binary.BigEndian.AppendUint16(sessionPrefix(id), packetID))
+		err = tx.Delete(tableIDs, idKey(id, packetID, d.Outbox.Class()))
 	case changeReceived:
 		id, class, ordinal := f.uvarint(), f.byte(), f.uvarint()
 		if !f.bad {
@@ -256,8 +263,7 @@ func applyPublish(tx rows.Tx, d *buffer.Delivery, stamp func(time.Duration) buff
 		return fmt.Errorf("mark of a publish: malformed")
 	}
 	if m.flags&markID != 0 {
-		key := binary.BigEndian.AppendUint16(sessionPrefix(m.session), m.packetID)
-		if err := tx.Put(tableIDs, key, []byte{byte(d.Outbox.Class())}); err != nil {
+		if err := tx.Put(tableIDs, idKey(m.session, m.packetID, d.Outbox.Class()), nil); err != nil {
 			return err
 		}
 	}

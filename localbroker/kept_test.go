@@ -34,6 +34,7 @@ type houseOptions struct {
 	buffer buffer.Options
 	idle   bool          // state.db does not follow the log
 	later  time.Duration // by the clock of the machine
+	routed bool          // by byClass
 }
 
 // openHouse opens a data folder and runs a broker on it for the time of the test.
@@ -54,6 +55,9 @@ func openHouse(t testing.TB, dir string, o houseOptions) *house {
 		t.Fatal(err)
 	}
 	o.Buffer, o.State = h.buf, h.state
+	if o.routed {
+		o.Router = byClass{h.buf}
+	}
 	if o.Listeners == nil {
 		o.Listeners = []Listener{{Name: "plain", Addr: "127.0.0.1:0", AllowAnonymous: true}}
 	}

@@ -259,8 +259,8 @@ func (s *State) load() (all saved, err error) {
 			id := binary.BigEndian.Uint64(k)
 			all.subs[id] = append(all.subs[id], sub)
 		}
-		for k, v := range tx.Rows(tableIDs, nil) {
-			if len(k) != 10 || len(v) != 1 || buffer.Class(v[0]) >= buffer.NumClasses {
+		for k := range tx.Rows(tableIDs, nil) {
+			if len(k) != 11 || buffer.Class(k[10]) >= buffer.NumClasses {
 				bad++
 				continue
 			}
@@ -268,7 +268,7 @@ func (s *State) load() (all saved, err error) {
 			if all.ids[id] == nil {
 				all.ids[id] = make(map[uint16]buffer.Class)
 			}
-			all.ids[id][binary.BigEndian.Uint16(k[8:])] = buffer.Class(v[0])
+			all.ids[id][binary.BigEndian.Uint16(k[8:])] = buffer.Class(k[10])
 		}
 		for k := range tx.Rows(tableReceived, nil) {
 			if len(k) != 17 || buffer.Class(k[8]) >= buffer.NumClasses {

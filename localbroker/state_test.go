@@ -3,6 +3,7 @@ package localbroker
 import (
 	"context"
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -77,5 +78,49 @@ func TestFullBufferLetsClientsIn(t *testing.T) {
 	// What there is no room for is refused by itself.
 	if r := c.subscribe(packet.Subscription{Filter: "r", QoS: 1}, packet.Subscription{Filter: "c", QoS: 1}); r[0] != packet.QuotaExceeded || r[1] != packet.GrantedQoS1 {
 		t.Errorf("granted %v", r)
+	}
+}
+
+// byClass routes everything below the name of a class to an outbox of that.
+type byClass struct{ b *buffer.Buffer }
+
+func (r byClass) Route(m *Message, dst []buffer.Copy) (buffer.Class, []buffer.Copy) {
+	name, _, _ := strings.Cut(m.Topic, "/")
+	class, ok := buffer.ParseClass(name)
+	if !ok {
+		return 0, dst
+	}
+	o, err := r.b.Outbox("cloud", class)
+	if err != nil {
+		panic(err)
+	}
+	return class, append(dst, buffer.Copy{Outbox: o, QoS: m.QoS})
+}
+
+// A packet identifier is in use until its own release, whatever the classes are of those
+// who had it.
+func TestPacketIDsOfSeveralClasses(t *testing.T) {
+	h := openHouse(t, t.TempDir(), houseOptions{idle: true, routed: true})
+	pub, _ := keep(t, h.Broker, packet.V5, "pub")
+	for _, topic := range []string{"telemetry/a", "alert/a"} {
+		pub.publish(topic, "x", 2, 5)
+		pub.expect(packet.PUBREC, 5)
+		if topic != "alert/a" {
+			pub.send((&packet.Ack{PacketID: 5}).Append(nil, pub.v, packet.PUBREL))
+			pub.expect(packet.PUBCOMP, 5)
+		}
+	}
+	h = openHouse(t, h.crashed(), houseOptions{routed: true})
+	pub, _ = keep(t, h.Broker, packet.V5, "pub")
+	pub.publish("alert/a", "x", 2, 5, func(p *packet.Publish) { p.Dup = true })
+	if r := pub.expect(packet.PUBREC, 5); r != packet.Success {
+		t.Errorf("PUBREC %v", r)
+	}
+	cloud, err := h.buf.Outbox("cloud", buffer.Alert)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := cloud.Ledger().Accepted; n != 1 {
+		t.Errorf("it came %d times", n)
 	}
 }
