@@ -396,3 +396,41 @@ func TestRetainedWhileSubscribing(t *testing.T) {
 		}
 	}
 }
+
+// A PUBREL is not lost between two connections, whichever of them a PUBREC was durable
+// on.
+func TestPubrelAcrossTakeovers(t *testing.T) {
+	h := openHouse(t, t.TempDir(), houseOptions{})
+	sub, _ := keep(t, h.Broker, packet.V5, "sub")
+	sub.subscribe(packet.Subscription{Filter: "t", QoS: 2})
+	pub := connect(t, h.Broker, packet.V5, "pub")
+	for range 100 {
+		pub.publish("t", "x", 1, 1)
+		pub.publish("t", "x", 2, 2)
+		pub.expectAck(1)
+		pub.expect(packet.PUBREC, 2)
+		pub.send((&packet.Ack{PacketID: 2}).Append(nil, pub.v, packet.PUBREL))
+		pub.expect(packet.PUBCOMP, 2)
+		sub.ack(sub.expectPublish().PacketID)
+		id := sub.expectPublish().PacketID
+		sub.send((&packet.Ack{PacketID: id}).Append(nil, sub.v, packet.PUBREC))
+		sub, _ = keep(t, h.Broker, packet.V5, "sub")
+		for {
+			first, body := sub.receive()
+			if packet.TypeOf(first) == packet.PUBREL {
+				break
+			}
+			var p packet.Publish // the PUBREC was too late for its connection
+			if packet.TypeOf(first) != packet.PUBLISH || p.Decode(sub.v, first, body) != nil {
+				t.Fatal(packet.TypeOf(first))
+			}
+			if p.QoS == 1 {
+				sub.ack(p.PacketID)
+			} else {
+				sub.send((&packet.Ack{PacketID: id}).Append(nil, sub.v, packet.PUBREC))
+			}
+		}
+		sub.send((&packet.Ack{PacketID: id}).Append(nil, sub.v, packet.PUBCOMP))
+		sub.nothing()
+	}
+}
