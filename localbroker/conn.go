@@ -69,8 +69,6 @@ type conn struct {
 	unacked int  // those of them with QoS 1
 	cut     bool // a publish was refused that cannot be answered: the connection is about to end
 
-	open int // QoS 2 publishes that the client began or resumed on it; guarded by session.mu
-
 	writers sync.WaitGroup
 }
 

@@ -434,3 +434,29 @@ func TestPubrelAcrossTakeovers(t *testing.T) {
 		sub.nothing()
 	}
 }
+
+// What a session keeps of a connection does not keep the connection.
+func TestConnectionsAreForgotten(t *testing.T) {
+	h := openHouse(t, t.TempDir(), houseOptions{})
+	topic := strings.Repeat("x", 60_000)
+	used := func() uint64 {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	before := used()
+	for i := range uint16(200) {
+		c, _ := keep(t, h.Broker, packet.V5, "c")
+		for alias := range uint16(10) {
+			c.publish(topic, "", 0, 0, func(p *packet.Publish) { p.Alias = alias + 1 })
+		}
+		c.publish("t", "", 2, i+1)
+		c.expect(packet.PUBREC, i+1)
+		c.nc.Close()
+	}
+	keep(t, h.Broker, packet.V5, "c")
+	if after := used(); after > before+20<<20 {
+		t.Errorf("%d MB were kept", (after-before)>>20)
+	}
+}

@@ -283,9 +283,9 @@ func (b *Broker) restore(all saved) {
 		}
 		for id, class := range all.ids[one.id] {
 			if s.inbound == nil {
-				s.inbound = make(map[uint16]*inbound)
+				s.inbound = make(map[uint16]inbound)
 			}
-			s.inbound[id] = &inbound{class: class, durable: true}
+			s.inbound[id] = inbound{class: class, durable: true}
 		}
 		b.sessions[s.id] = s
 	}
