@@ -116,6 +116,7 @@ type Broker struct {
 	marker     marker
 	drops      drops
 	bereft     []*session // have just a will; until Run
+	left       []*session // whose clients were connected when the process died; until Run
 	background background // goroutines beside those of connections
 
 	mu        sync.Mutex // guards what follows
@@ -209,7 +210,10 @@ func (b *Broker) Run(ctx context.Context) error {
 	for _, s := range b.bereft { // before their clients come back
 		b.publishPending(ctx, s)
 	}
-	b.bereft = nil
+	for _, s := range b.left { // or the next start would think the same
+		b.recordSession(s, true)
+	}
+	b.bereft, b.left = nil, nil
 	var accepting sync.WaitGroup
 	for i, ln := range listeners {
 		accepting.Go(func() { b.accept(ctx, ln, b.options.Listeners[i]) })

@@ -264,6 +264,8 @@ func (b *Broker) restore(all saved) {
 		s.kept = &kept{s: s, id: one.id, expiry: min(one.expiry, b.limits.SessionExpiry)}
 		if one.left {
 			s.leftAt = now.Add(-st.buffer.Age(one.since))
+		} else {
+			b.left = append(b.left, s)
 		}
 		for _, o := range outboxes[outboxName(s.id, one.id)] {
 			s.kept.add(o)

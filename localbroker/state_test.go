@@ -81,6 +81,20 @@ func TestFullBufferLetsClientsIn(t *testing.T) {
 	}
 }
 
+// The time of a session whose client was connected when the process died goes on over
+// any number of restarts.
+func TestSessionsEndOverRestarts(t *testing.T) {
+	h := openHouse(t, t.TempDir(), houseOptions{})
+	c, _ := keep(t, h.Broker, packet.V5, "c")
+	c.sub("#")
+	dir := h.crashed()
+	for _, later := range []time.Duration{0, 40 * time.Minute, 80 * time.Minute} {
+		h = openHouse(t, dir, houseOptions{later: later})
+		eventually(t, "it is not there, or there for too long", func() bool { return h.Stats().Subscriptions == 1 == (later < time.Hour) })
+		h.stop()
+	}
+}
+
 // byClass routes everything below the name of a class to an outbox of that.
 type byClass struct{ b *buffer.Buffer }
 
