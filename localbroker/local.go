@@ -44,7 +44,8 @@ func (b *Broker) Publish(ctx context.Context, m *Message, r buffer.Receipt) erro
 		b.stats.refused.Add(1)
 		return fmt.Errorf("publish to %q: %w", m.Topic, err)
 	}
-	if st := b.options.State; st != nil && m.Retain {
+	// What the broker says of itself is of this process.
+	if st := b.options.State; st != nil && m.Retain && !ownTopic(m.Topic) {
 		k := mark{flags: markRetain, topic: m.Topic}
 		copies = append(copies, buffer.Copy{Outbox: st.outboxes[p.class], Topic: k.copyTopic(), QoS: m.QoS, Retain: true})
 	}

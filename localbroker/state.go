@@ -238,6 +238,7 @@ func (s *State) load() (all saved, err error) {
 	all.received = make(map[uint64][]received)
 	all.wills = make(map[string]savedMessage)
 	bad := 0
+	var expired []string
 	err = s.table.View(func(tx rows.Tx) error {
 		for k, v := range tx.Rows(tableSessions, nil) {
 			f := fields{p: v}
@@ -286,9 +287,12 @@ func (s *State) load() (all saved, err error) {
 					bad++
 					continue
 				}
-				if table == tableWills {
+				switch {
+				case table == tableWills:
 					all.wills[string(k)] = m
-				} else {
+				case m.Expiry > 0 && s.buffer.Age(m.since) >= m.Expiry:
+					expired = append(expired, m.Topic)
+				default:
 					all.retained = append(all.retained, m)
 				}
 			}
@@ -297,6 +301,9 @@ func (s *State) load() (all saved, err error) {
 	})
 	if bad > 0 {
 		s.log.Error("rows of state.db are malformed and left out", "count", bad)
+	}
+	if err == nil && len(expired) > 0 {
+		err = s.forgetRetained(expired)
 	}
 	return all, err
 }

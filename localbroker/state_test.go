@@ -95,6 +95,45 @@ func TestSessionsEndOverRestarts(t *testing.T) {
 	}
 }
 
+// Retained messages that expire while nothing runs leave nothing behind.
+func TestRetainedExpireWhileClosed(t *testing.T) {
+	h := openHouse(t, t.TempDir(), houseOptions{})
+	pub := connect(t, h.Broker, packet.V5, "pub")
+	pub.publish("brief", "x", 1, 1, retain, expires(60))
+	pub.publish("long", "x", 1, 2, retain, expires(7200))
+	pub.expectAck(1)
+	pub.expectAck(2)
+	h.stop()
+	h = openHouse(t, h.dir, houseOptions{later: time.Hour})
+	if n := h.Stats().RetainedMessages; n != 1 {
+		t.Errorf("%d retained", n)
+	}
+	h.stop()
+	h = openHouse(t, h.dir, houseOptions{}) // by its own time nothing has expired
+	if n := h.Stats().RetainedMessages; n != 1 {
+		t.Errorf("%d retained: rows were left", n)
+	}
+}
+
+// What the broker says of itself ends with it: an alarm that was raised may be none any
+// more.
+func TestOwnTopicsAreNotKept(t *testing.T) {
+	h := openHouse(t, t.TempDir(), houseOptions{})
+	for _, topic := range []string{"$SYS/broker/alarms/x", "other"} {
+		if err := h.Publish(t.Context(), &Message{Topic: topic, Payload: []byte("raised"), QoS: 1, Retain: true, Urgent: true}, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	sub := connect(t, h.Broker, packet.V5, "sub")
+	sub.sub("$SYS/#", "other")
+	sub.want("$SYS/broker/alarms/x=raised q1 r")
+	h.stop()
+	h = openHouse(t, h.dir, houseOptions{})
+	sub = connect(t, h.Broker, packet.V5, "sub")
+	sub.sub("$SYS/#", "other")
+	sub.want("other=raised q1 r")
+}
+
 // byClass routes everything below the name of a class to an outbox of that.
 type byClass struct{ b *buffer.Buffer }
 
