@@ -91,6 +91,7 @@ func TestSessionsEndOverRestarts(t *testing.T) {
 	for _, later := range []time.Duration{0, 40 * time.Minute, 80 * time.Minute} {
 		h = openHouse(t, dir, houseOptions{later: later})
 		eventually(t, "it is not there, or there for too long", func() bool { return h.Stats().Subscriptions == 1 == (later < time.Hour) })
+		eventually(t, "a client is connected", func() bool { return h.Stats().Clients == 0 })
 		h.stop()
 	}
 }

@@ -78,7 +78,7 @@ func (b *Broker) Stats() Stats {
 		MessagesExpired:    c.expired.Load(),
 	}
 	b.mu.Lock()
-	s.Connections, s.Clients = len(b.conns), len(b.sessions)
+	s.Connections, s.Clients = len(b.conns), len(b.claims)
 	b.mu.Unlock()
 	s.RetainedMessages, s.RetainedBytes = b.retained.count()
 	s.Subscriptions, s.SharedSubscriptions = b.index.count()
