@@ -1,6 +1,7 @@
 package localbroker
 
 import (
+	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
 	"strings"
@@ -179,6 +180,19 @@ func (f *fields) message() (m savedMessage) {
 	return m
 }
 
+// longestName is the longest name that is its own key: a key of bbolt has at most 32,768
+// bytes, and a name of MQTT up to 65,535.
+const longestName = 32_000
+
+// nameKey is the key of a topic name or filter, which the row's value has, too.
+func nameKey(prefix []byte, name string) []byte {
+	if len(name) <= longestName {
+		return append(prefix, name...)
+	}
+	sum := sha256.Sum256([]byte(name))
+	return append(append(prefix, 0), sum[:]...) // no name begins with that
+}
+
 // idKey is the key of a packet identifier that is in use. The class is a part of it:
 // changes of several are not applied in the order in which they came, so the release
 // of one publish must not be that of another.
@@ -223,12 +237,12 @@ func apply(tx rows.Tx, d *buffer.Delivery, stamp func(ago time.Duration) buffer.
 		for id := f.uvarint(); f.more() && err == nil; {
 			s := savedSubscription{filter: f.text(), flags: f.byte(), id: uint32(f.uvarint())}
 			if !f.bad {
-				err = tx.Put(tableSubs, append(sessionPrefix(id), s.filter...), s.append(nil))
+				err = tx.Put(tableSubs, nameKey(sessionPrefix(id), s.filter), appendText(s.append(nil), s.filter))
 			}
 		}
 	case changeUnsubscribe:
 		for id := f.uvarint(); f.more() && err == nil; {
-			err = tx.Delete(tableSubs, append(sessionPrefix(id), f.text()...))
+			err = tx.Delete(tableSubs, nameKey(sessionPrefix(id), f.text()))
 		}
 	case changeRelease:
 		id, packetID := f.uvarint(), uint16(f.uvarint())
@@ -271,10 +285,10 @@ func applyPublish(tx rows.Tx, d *buffer.Delivery, stamp func(time.Duration) buff
 	case m.flags&markRetain == 0:
 		return nil
 	case len(d.Payload) == 0, d.Expiry > 0 && d.Age() >= d.Expiry: // [MQTT-3.3.1-6]
-		return tx.Delete(tableRetained, []byte(m.topic))
+		return tx.Delete(tableRetained, nameKey(nil, m.topic))
 	}
 	saved := savedMessage{Message: Message{Topic: m.topic, Payload: d.Payload, Props: d.Props, QoS: d.QoS, Retain: true, Expiry: d.Expiry}, since: stamp(d.Age())}
-	return tx.Put(tableRetained, []byte(m.topic), saved.append(nil))
+	return tx.Put(tableRetained, nameKey(nil, m.topic), saved.append(nil))
 }
 
 // endSession deletes what belongs to a session.

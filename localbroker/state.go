@@ -251,12 +251,11 @@ func (s *State) load() (all saved, err error) {
 		}
 		for k, v := range tx.Rows(tableSubs, nil) {
 			f := fields{p: v}
-			sub := savedSubscription{flags: f.byte(), id: uint32(f.uvarint())}
+			sub := savedSubscription{flags: f.byte(), id: uint32(f.uvarint()), filter: f.text()}
 			if f.bad || len(k) < 9 {
 				bad++
 				continue
 			}
-			sub.filter = string(k[8:])
 			id := binary.BigEndian.Uint64(k)
 			all.subs[id] = append(all.subs[id], sub)
 		}
@@ -313,11 +312,11 @@ func (s *State) load() (all saved, err error) {
 func (s *State) forgetRetained(topics []string) error {
 	return s.table.Update(func(tx rows.Tx) error {
 		for _, topic := range topics {
-			f := fields{p: tx.Get(tableRetained, []byte(topic))}
+			f := fields{p: tx.Get(tableRetained, nameKey(nil, topic))}
 			if m := f.message(); f.bad || m.Expiry == 0 || s.buffer.Age(m.since) < m.Expiry {
 				continue
 			}
-			if err := tx.Delete(tableRetained, []byte(topic)); err != nil {
+			if err := tx.Delete(tableRetained, nameKey(nil, topic)); err != nil {
 				return err
 			}
 		}

@@ -135,6 +135,27 @@ func TestOwnTopicsAreNotKept(t *testing.T) {
 	sub.want("other=raised q1 r")
 }
 
+// Names may be longer than a key of state.db.
+func TestLongTopics(t *testing.T) {
+	h := openHouse(t, t.TempDir(), houseOptions{})
+	c, _ := keep(t, h.Broker, packet.V5, "c")
+	for _, n := range []int{32_000, 33_000, 65_000} {
+		topic := strings.Repeat("x", n)
+		c.publish(topic, "x", 1, 1, retain)
+		c.expectAck(1)
+		c.sub(topic+"/x", topic+"/y")
+		c.send((&packet.Unsubscribe{PacketID: 9, Filters: []string{topic + "/y"}}).Append(nil, c.v))
+		if first, _ := c.receive(); packet.TypeOf(first) != packet.UNSUBACK {
+			t.Fatal(packet.TypeOf(first))
+		}
+	}
+	h.stop()
+	h = openHouse(t, h.dir, houseOptions{})
+	if s := h.Stats(); s.RetainedMessages != 3 || s.Subscriptions != 3 {
+		t.Errorf("%d retained, %d subscriptions", s.RetainedMessages, s.Subscriptions)
+	}
+}
+
 // byClass routes everything below the name of a class to an outbox of that.
 type byClass struct{ b *buffer.Buffer }
 
