@@ -3,6 +3,7 @@ package localbroker
 import (
 	"crypto/sha256"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -296,15 +297,21 @@ func endSession(tx rows.Tx, id uint64) error {
 	if id == 0 {
 		return nil
 	}
-	for _, table := range []string{tableSubs, tableIDs, tableReceived} {
-		var keys [][]byte
-		for k := range tx.Rows(table, sessionPrefix(id)) {
-			keys = append(keys, append([]byte(nil), k...))
-		}
-		for _, k := range keys {
-			if err := tx.Delete(table, k); err != nil {
-				return err
-			}
+	return errors.Join(
+		deleteRows(tx, tableSubs, sessionPrefix(id)),
+		deleteRows(tx, tableIDs, sessionPrefix(id)),
+		deleteRows(tx, tableReceived, sessionPrefix(id)))
+}
+
+// deleteRows deletes the rows of a table whose keys begin with prefix.
+func deleteRows(tx rows.Tx, table string, prefix []byte) error {
+	var keys [][]byte
+	for k := range tx.Rows(table, prefix) {
+		keys = append(keys, append([]byte(nil), k...))
+	}
+	for _, k := range keys {
+		if err := tx.Delete(table, k); err != nil {
+			return err
 		}
 	}
 	return nil

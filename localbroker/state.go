@@ -119,13 +119,11 @@ func openState(table rows.Store, b *buffer.Buffer, logger *slog.Logger) (*State,
 func (s *State) begin() error {
 	return s.table.Update(func(tx rows.Tx) error {
 		if string(tx.Get(tableAbout, []byte("origin"))) != s.buffer.Origin() {
-			// It is of another buffer, whose log is of no use any more.
-			for class := range buffer.NumClasses {
-				if err := tx.Delete(tableApplied, []byte{byte(class)}); err != nil {
-					return err
-				}
-			}
+			// It is of another buffer, whose log is of no use any more, nor are the ordinals
+			// of copies in it.
 			return errors.Join(
+				deleteRows(tx, tableApplied, nil),
+				deleteRows(tx, tableReceived, nil),
 				tx.Put(tableAbout, []byte("origin"), []byte(s.buffer.Origin())),
 				tx.Put(tableAbout, []byte("version"), []byte{0, 0, 0, 1}))
 		}

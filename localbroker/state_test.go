@@ -3,6 +3,8 @@ package localbroker
 import (
 	"context"
 	"errors"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -153,6 +155,40 @@ func TestLongTopics(t *testing.T) {
 	h = openHouse(t, h.dir, houseOptions{})
 	if s := h.Stats(); s.RetainedMessages != 3 || s.Subscriptions != 3 {
 		t.Errorf("%d retained, %d subscriptions", s.RetainedMessages, s.Subscriptions)
+	}
+}
+
+// What is known of copies in one buffer says nothing of those in another.
+func TestAnotherBuffer(t *testing.T) {
+	h := openHouse(t, t.TempDir(), houseOptions{})
+	sub, _ := keep(t, h.Broker, packet.V5, "sub")
+	sub.subscribe(packet.Subscription{Filter: "t", QoS: 2})
+	publish := func(payload string) {
+		r := make(told, 1)
+		if err := h.Publish(t.Context(), &Message{Topic: "t", Payload: []byte(payload), QoS: 2, Urgent: true}, r); err != nil || <-r != nil {
+			t.Fatal(err)
+		}
+	}
+	publish("1")
+	publish("2")
+	sub.expectPublish()
+	id := sub.expectPublish().PacketID
+	sub.send((&packet.Ack{PacketID: id}).Append(nil, sub.v, packet.PUBREC)) // out of turn
+	sub.expect(packet.PUBREL, id)
+	h.stop()
+	if err := os.RemoveAll(filepath.Join(h.dir, "buffer")); err != nil {
+		t.Fatal(err)
+	}
+	h = openHouse(t, h.dir, houseOptions{})
+	publish("3")
+	publish("4")
+	h.stop()
+	h = openHouse(t, h.dir, houseOptions{})
+	sub, _ = keep(t, h.Broker, packet.V5, "sub")
+	for _, want := range []string{"3", "4"} {
+		if p := sub.expectPublish(); string(p.Payload) != want {
+			t.Errorf("got %s, want %s", p.Payload, want)
+		}
 	}
 }
 
