@@ -37,6 +37,7 @@ type kept struct {
 	average int // bytes of a copy, lately
 
 	mu      sync.Mutex // guards what follows, and the lanes' own
+	conn    *conn      // that the flights are on; nil while the client is away
 	added   []*lane    // that the reader does not have yet
 	window  int
 	unacked int  // sent on this connection and not acknowledged
@@ -184,7 +185,7 @@ func (k *kept) attach(c *conn, window int) error {
 	k.reader.Rewind()
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.window, k.unacked, k.stuck = window, 0, false
+	k.conn, k.window, k.unacked, k.stuck = c, window, 0, false
 	for class := range k.lanes {
 		if l := k.lanes[class].Load(); l != nil {
 			l.resume()
@@ -211,6 +212,9 @@ func (k *kept) detach(c *conn) {
 	defer k.reading.Unlock()
 	if k.owner == c {
 		k.owner = nil
+		k.mu.Lock()
+		k.conn = nil
+		k.mu.Unlock()
 	}
 }
 
@@ -349,24 +353,44 @@ type outOfTurn struct {
 
 // Stored is the buffer's receipt.
 func (r *outOfTurn) Stored(err error) {
-	c := r.k.s.conn.Load()
-	if err != nil {
-		if c != nil {
-			c.end(packet.Errorf(packet.ImplementationSpecific, "the disk failed"))
-		}
-		return
-	}
-	r.k.mu.Lock()
-	r.l.outOfTurn[r.ordinal] = true
-	var ids []uint16
+	r.k.goOn(r.released, err)
+}
+
+// released is kept.released for this one copy.
+func (r *outOfTurn) released() (ids []uint16) {
+	var f *flight
+	state := r.l.resumed[r.ordinal]
 	if i := r.ordinal - r.l.first; r.ordinal >= r.l.first && i < uint64(r.l.flights.len()) {
-		if f := r.l.flights.at(int(i)); f.state == awaitsDisk {
-			f.state = awaitsPubcomp
-			ids = append(ids, r.l.packetID(r.ordinal))
-		}
+		f = r.l.flights.at(int(i))
+		state = f.state
 	}
-	r.k.mu.Unlock()
-	if c != nil {
+	if state == landed { // it has ended meanwhile
+		return nil
+	}
+	r.l.outOfTurn[r.ordinal] = true
+	if f != nil && state == awaitsDisk {
+		f.state = awaitsPubcomp
+		ids = append(ids, r.l.packetID(r.ordinal))
+	}
+	return ids
+}
+
+// goOn sends the PUBRELs of copies whose PUBREC has become durable, or, with an error,
+// ends the connection. They are for the connection that those copies are on: on the
+// next one they come again by themselves.
+func (k *kept) goOn(released func() []uint16, err error) {
+	k.mu.Lock()
+	var ids []uint16
+	if err == nil {
+		ids = released()
+	}
+	c := k.conn
+	k.mu.Unlock()
+	switch {
+	case c == nil:
+	case err != nil:
+		c.end(packet.Errorf(packet.ImplementationSpecific, "the disk failed"))
+	default:
 		c.sendPubrels(ids)
 	}
 }
@@ -425,10 +449,9 @@ func (k *kept) flushing() {
 	}
 }
 
-// released returns the identifiers of the copies whose PUBREC has become durable.
+// released returns the identifiers of the copies whose PUBREC has become durable. k.mu
+// is held.
 func (k *kept) released() (ids []uint16) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
 	for class := range k.lanes {
 		l := k.lanes[class].Load()
 		if l == nil {
@@ -495,17 +518,7 @@ func (m *marker) run() {
 			m.b.log.Error("answers of QoS 2 subscribers could not be made durable; their connections end", "err", err)
 		}
 		for k := range waiting {
-			c := k.s.conn.Load()
-			switch {
-			case c == nil: // the PUBRELs are sent when it comes back
-				if err == nil {
-					k.released()
-				}
-			case err != nil:
-				c.end(packet.Errorf(packet.ImplementationSpecific, "the disk failed"))
-			default:
-				c.sendPubrels(k.released())
-			}
+			k.goOn(k.released, err)
 		}
 	}
 }

@@ -25,12 +25,12 @@ type receiver struct {
 
 // match fills f.out and f.to with what sessions get of m: those that are kept, or
 // the others. from is the publisher's session, nil for the gateway.
-func (b *Broker) match(m *Message, from *session, kept bool, f *fanout) (changes uint64) {
-	subs, several, changes := b.index.match(f.subs[:0], m.Topic, kept)
+func (b *Broker) match(m *Message, from *session, kept bool, f *fanout) {
+	subs, several := b.index.match(f.subs[:0], m.Topic, kept)
 	f.subs = subs
 	f.out, f.to = f.out[:0], f.to[:0]
 	if len(subs) == 0 {
-		return changes
+		return
 	}
 	if several {
 		clear(f.seen)
@@ -57,7 +57,6 @@ func (b *Broker) match(m *Message, from *session, kept bool, f *fanout) (changes
 		}
 		f.out, f.to = append(f.out, d), append(f.to, sub)
 	}
-	return changes
 }
 
 // forget lets go of what match has found: no message is held longer than its queues do.
@@ -138,8 +137,8 @@ func (b *Broker) redirect(d delivery, f *fanout) {
 // copies appends to dst the copies of m for the sessions that are kept and get it
 // with QoS 1 or 2, of a class. direct are those that get it with QoS 0, or from
 // memory because their turn of a shared subscription has come.
-func (b *Broker) copies(m *Message, from *session, class buffer.Class, f *fanout, dst []buffer.Copy) (copies []buffer.Copy, direct []receiver, changes uint64, err error) {
-	changes = b.match(m, from, true, f)
+func (b *Broker) copies(m *Message, from *session, class buffer.Class, f *fanout, dst []buffer.Copy) (copies []buffer.Copy, direct []receiver, err error) {
+	b.match(m, from, true, f)
 	for i, sub := range f.to {
 		d, s := f.out[i], sub.session
 		if d.qos == 0 || s.kept == nil {
@@ -156,7 +155,7 @@ func (b *Broker) copies(m *Message, from *session, class buffer.Class, f *fanout
 		dst = append(dst, c)
 	}
 	f.forget()
-	return dst, direct, changes, err
+	return dst, direct, err
 }
 
 // copy is the copy of a message that a session gets.
@@ -175,24 +174,6 @@ func (k *kept) copy(d *delivery, class buffer.Class) (buffer.Copy, error) {
 		c.Topic = joinShare(d.group.all.filter, d.m.Topic)
 	}
 	return c, nil
-}
-
-// late are receivers of a retained publish that subscribed after the sessions that
-// get it were looked up, and before it was retained: neither the one nor the other
-// brings it to them.
-func (b *Broker) late(m *Message, from *session, since uint64, f *fanout) {
-	var found []receiver
-	if b.match(m, from, true, f) > since {
-		for i, sub := range f.to {
-			if d := f.out[i]; sub.since > since && d.qos > 0 && sub.session.kept != nil && sub.group == nil {
-				found = append(found, receiver{d, sub.session})
-			}
-		}
-	}
-	f.forget()
-	if len(found) > 0 {
-		b.sendLate(m, found)
-	}
 }
 
 // sendLate has a message that was published already made durable for sessions that

@@ -289,6 +289,8 @@ func (b *Broker) restore(all saved) {
 		s.kept = &kept{s: s, id: one.id, expiry: min(one.expiry, b.limits.SessionExpiry)}
 		if one.left {
 			s.leftAt = now.Add(-st.buffer.Age(one.since))
+		} else {
+			b.left = append(b.left, s)
 		}
 		for _, o := range outboxes[outboxName(s.id, one.id)] {
 			s.kept.add(o)
@@ -308,9 +310,9 @@ func (b *Broker) restore(all saved) {
 		}
 		for id, class := range all.ids[one.id] {
 			if s.inbound == nil {
-				s.inbound = make(map[uint16]*inbound)
+				s.inbound = make(map[uint16]inbound)
 			}
-			s.inbound[id] = &inbound{class: class, durable: true}
+			s.inbound[id] = inbound{class: class, durable: true}
 		}
 		b.sessions[s.id] = s
 	}
