@@ -185,7 +185,7 @@ func TestInteropBadDisk(t *testing.T) {
 		{inject: "fdatasync:error=ENOSPC:when=17+29"}, // too late to say so
 		{inject: "pwrite64:error=EIO:when=41+53"},
 		{inject: "pwrite64:error=ENOSPC:when=37+59", full: true},
-		{inject: "fsync:error=EIO:when=7+4"},
+		{inject: "fsync:error=EIO:when=9+3"},
 		{inject: "ftruncate:error=EIO:when=2+2"},
 		{inject: "unlinkat,renameat:error=EIO:when=2+3"},
 	} {
@@ -195,8 +195,14 @@ func TestInteropBadDisk(t *testing.T) {
 				if c.full {
 					o.MaxBytes = 1 << 40
 				}
-				rec := record(t, o, uint64(i), c.inject)
-				failures, stored := rec.failures(), len(newPromise(rec.at(rec.steps(), "").told).stored[0])
+				var rec *recording
+				var failures, stored int
+				// Which calls fail depends on what the threads do. A life that has many fail at
+				// its start stores nothing.
+				for try := 0; try < 5 && (failures < 3 || stored < 100); try++ {
+					rec = record(t, o, uint64(i), c.inject)
+					failures, stored = rec.failures(), len(newPromise(rec.at(rec.steps(), "").told).stored[0])
+				}
 				t.Logf("%d calls failed, %d messages were stored", failures, stored)
 				if failures < 3 || stored < 100 {
 					t.Error("the recording proves nothing")

@@ -52,33 +52,43 @@ func TestCheckTree(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	changed := filepath.Join(t.TempDir(), "changed")
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	write := func(page []byte, n int) {
+		t.Helper()
+		if _, err := f.WriteAt(page, int64(n)*treePage); err != nil {
+			t.Fatal(err)
+		}
+	}
 	rng := rand.New(rand.NewPCG(1, 1))
 	found := 0
 	const changes = 1000
 	for range changes {
-		q := bytes.Clone(p)
-		page := rng.IntN(len(q) / treePage)
-		at := page*treePage + rng.IntN(pageHeader+8*pageElement) // where the numbers stand
+		n := rng.IntN(len(p) / treePage)
+		page := p[n*treePage : (n+1)*treePage]
+		changed := bytes.Clone(page)
+		at := rng.IntN(pageHeader + 8*pageElement) // where the numbers stand
 		switch rng.IntN(3) {
 		case 0:
-			q[at] ^= 1 << rng.IntN(8)
+			changed[at] ^= 1 << rng.IntN(8)
 		case 1:
-			order.PutUint64(q[at&^7:], uint64(rng.IntN(len(q)/treePage)))
+			order.PutUint64(changed[at&^7:], uint64(rng.IntN(len(p)/treePage)))
 		case 2:
-			order.PutUint16(q[at&^1:], uint16(rng.Uint32()))
+			order.PutUint16(changed[at&^1:], uint16(rng.Uint32()))
 		}
-		if err := os.WriteFile(changed, q, 0o600); err != nil {
-			t.Fatal(err)
-		}
-		pairsIn(t, changed)
-		if err := checkTree(changed, treePage, true); err == nil {
-			readThrough(t, changed, blocks)
+		write(changed, n)
+		pairsIn(t, path)
+		if err := checkTree(path, treePage, true); err == nil {
+			readThrough(t, path, blocks)
 		} else if !errors.Is(err, ErrDamaged) {
 			t.Fatal(err)
 		} else {
 			found++
 		}
+		write(page, n)
 	}
 	if found < changes/10 || found == changes {
 		t.Errorf("%d of %d changes were found", found, changes)
