@@ -253,7 +253,6 @@ func (c *conn) accept(ctx context.Context, m *publish) {
 	c.copies = c.copies[:0]
 	m.class = buffer.Local
 	if m.err == nil {
-		c.b.begin(m)
 		if c.copies, m.err = c.b.destinations(m, c.session, &c.fanout, c.copies); m.err == nil {
 			c.mark(m)
 		}
@@ -268,21 +267,6 @@ func (c *conn) accept(ctx context.Context, m *publish) {
 	clear(c.copies)
 	if err != nil {
 		c.publisher.settle(m, err)
-	}
-}
-
-// begin and end are around the time in which a retained publish is under way.
-
-func (b *Broker) begin(m *publish) {
-	if m.Retain && m.QoS > 0 {
-		m.coming = b.index.begin() + 1
-	}
-}
-
-func (b *Broker) end(m *publish) {
-	if m.coming > 0 {
-		b.index.coming.end(m.coming - 1)
-		m.coming = 0
 	}
 }
 
@@ -382,7 +366,6 @@ func (c *conn) outcome(m *publish, f *fanout) (answer packet.Ack, t packet.Type,
 		answer.Reason = refusal(m.err)
 	}
 	s := c.session
-	defer c.b.end(m)
 	switch m.kind {
 	case isRelease:
 		if answer.Reason.Failed() && answer.Reason != packet.PacketIDNotFound {
@@ -408,7 +391,7 @@ func (c *conn) outcome(m *publish, f *fanout) (answer packet.Ack, t packet.Type,
 			answer.Reason = packet.NoMatchingSubscribers
 		}
 		if m.Retain && m.QoS > 0 && c.b.index.keeps.Load() {
-			c.b.late(m, s, f)
+			c.b.late(&m.Message, s, m.changes, f)
 		}
 	}
 	switch {

@@ -20,7 +20,7 @@ type subscription struct {
 	group             *group   // of a shared subscription
 	since             uint64   // when it was added, as index.changes counts
 
-	replaying atomic.Pointer[replaying] // of a session that is kept, while retained messages may come to it
+	replaying atomic.Pointer[replaying] // retained messages are being looked for, for a session that is kept
 }
 
 // group is a shared subscription with its members, MQTT 5 §4.8.2.
@@ -61,8 +61,7 @@ type index struct {
 	shared  int               // members of all groups
 	changes uint64            // subscriptions added to kept
 
-	coming coming
-	keeps  atomic.Bool // kept is not empty
+	keeps atomic.Bool // kept is not empty
 }
 
 // of returns where a subscription, or the one that stands for a group, is.

@@ -35,11 +35,9 @@ func (b *Broker) Publish(ctx context.Context, m *Message, r buffer.Receipt) erro
 	}
 	f := b.fanouts.Get().(*fanout)
 	p.class = buffer.Local
-	b.begin(&p.publish)
 	copies, err := b.destinations(&p.publish, nil, f, nil)
 	b.fanouts.Put(f)
 	if err != nil {
-		b.end(&p.publish)
 		b.stats.refused.Add(1)
 		return fmt.Errorf("publish to %q: %w", m.Topic, err)
 	}
@@ -54,7 +52,6 @@ func (b *Broker) Publish(ctx context.Context, m *Message, r buffer.Receipt) erro
 	var d buffer.Message
 	p.durable(&d, copies)
 	if err := b.options.Buffer.Append(ctx, p.class, &d, p); err != nil {
-		b.end(&p.publish)
 		b.stats.refused.Add(1)
 		return fmt.Errorf("publish to %q: %w", m.Topic, err)
 	}
@@ -78,12 +75,11 @@ func (p *ownPublish) Stored(err error) {
 		p.stamp = p.b.stamps.Add(1)
 		p.b.route(&p.Message, nil, p.direct, f)
 		if p.Retain && p.QoS > 0 && p.b.index.keeps.Load() {
-			p.b.late(&p.publish, nil, f)
+			p.b.late(&p.Message, nil, p.changes, f)
 		}
 		f.wake()
 		p.b.fanouts.Put(f)
 	}
-	p.b.end(&p.publish)
 	if p.receipt != nil {
 		p.receipt.Stored(err)
 		p.receipt = nil

@@ -122,11 +122,7 @@ func (b *Broker) redirect(d delivery, f *fanout) {
 		}
 		d.ids, d.qos, d.retain = sub.ids, min(d.m.QoS, sub.qos), d.m.Retain && sub.retainAsPublished
 		if s.kept != nil && d.qos > 0 {
-			b.background.begin(func() { // not from within a receipt
-				if err := b.sendLate(receiver{d, s}); err != nil {
-					b.log.Error("a message of a shared subscription could not be stored", "client", s.id, "err", err)
-				}
-			})
+			b.sendLate(d.m, []receiver{{d, s}})
 			return
 		}
 		wake, taken := s.enqueue(d)
@@ -144,18 +140,14 @@ func (b *Broker) redirect(d delivery, f *fanout) {
 // memory because their turn of a shared subscription has come.
 func (b *Broker) copies(m *Message, from *session, class buffer.Class, f *fanout, dst []buffer.Copy) (copies []buffer.Copy, direct []receiver, changes uint64, err error) {
 	changes = b.match(m, from, true, f)
-	if m.Retain {
-		for _, sub := range f.subs {
-			if r := sub.replaying.Load(); r != nil {
-				r.newer(m.Topic)
-			}
-		}
-	}
 	for i, sub := range f.to {
 		d, s := f.out[i], sub.session
 		if d.qos == 0 || s.kept == nil {
 			direct = append(direct, receiver{d, s})
 			continue
+		}
+		if r := sub.replaying.Load(); r != nil && m.Retain {
+			r.newer(m.Topic)
 		}
 		var c buffer.Copy
 		if c, err = s.kept.copy(&d, class); err != nil {
@@ -185,43 +177,47 @@ func (k *kept) copy(d *delivery, class buffer.Class) (buffer.Copy, error) {
 	return c, nil
 }
 
-// late has a retained publish come to those who subscribed after the sessions that get
-// it were looked up, and before it was retained: neither the one nor the other brings it
-// to them. To them it is one that was there when they subscribed.
-func (b *Broker) late(p *publish, from *session, f *fanout) {
-	m := &p.Message
-	if b.match(m, from, true, f) > p.changes {
-		for _, sub := range f.to {
-			r := sub.replaying.Load()
-			d := sub.retainedDelivery(m)
-			if sub.since <= p.changes || r == nil || d.qos == 0 {
-				continue
+// late are receivers of a retained publish that subscribed after the sessions that
+// get it were looked up, and before it was retained: neither the one nor the other
+// brings it to them.
+func (b *Broker) late(m *Message, from *session, since uint64, f *fanout) {
+	var found []receiver
+	if b.match(m, from, true, f) > since {
+		for i, sub := range f.to {
+			if d := f.out[i]; sub.since > since && d.qos > 0 && sub.session.kept != nil && sub.group == nil {
+				found = append(found, receiver{d, sub.session})
 			}
-			coming := p.coming - 1
-			b.index.coming.again(coming)
-			b.background.begin(func() {
-				defer b.index.coming.end(coming)
-				if err := r.unless(m, func() error { return b.sendLate(receiver{d, sub.session}) }); err != nil {
-					b.log.Error("a retained message could not be stored for a session", "client", sub.session.id, "err", err)
-				}
-			})
 		}
 	}
 	f.forget()
+	if len(found) > 0 {
+		b.sendLate(m, found)
+	}
 }
 
-// sendLate makes a message that was published already durable for a session that gets
-// it in addition. It does not wait until it is.
-func (b *Broker) sendLate(r receiver) error {
-	m := r.m
-	class, _ := b.classOf(m)
-	c, err := r.s.kept.copy(&r.delivery, class)
-	if err != nil {
-		return err
-	}
-	d := new(buffer.Message)
-	m.durable(d, []buffer.Copy{c})
-	return b.options.Buffer.Append(context.Background(), class, d, noReceipt{})
+// sendLate has a message that was published already made durable for sessions that
+// get it in addition. It does not wait.
+func (b *Broker) sendLate(m *Message, to []receiver) {
+	b.background.begin(func() {
+		class, _ := b.classOf(m)
+		d := new(buffer.Message)
+		var copies []buffer.Copy
+		for _, r := range to {
+			c, err := r.s.kept.copy(&r.delivery, class)
+			if err != nil {
+				b.log.Error("message could not be stored for a session", "client", r.s.id, "err", err)
+				continue
+			}
+			copies = append(copies, c)
+		}
+		if len(copies) == 0 {
+			return
+		}
+		m.durable(d, copies)
+		if err := b.options.Buffer.Append(context.Background(), class, d, noReceipt{}); err != nil {
+			b.log.Error("message could not be stored for sessions", "err", err)
+		}
+	})
 }
 
 // classOf is the class that a message has in the log, and whether a durable

@@ -55,7 +55,7 @@ func (c *conn) handleSubscribe(ctx context.Context, body []byte) error {
 		if err == nil {
 			err = c.replayDurably(ctx, sub)
 		}
-		c.b.index.coming.replayed(sub)
+		sub.replaying.Store(nil)
 	}
 	return err
 }
@@ -162,7 +162,7 @@ func (c *conn) replayDurably(ctx context.Context, sub *subscription) error {
 		class, _ := c.b.classOf(m)
 		copied, err := c.session.kept.copy(&d, class)
 		if err == nil {
-			err = r.unless(m, func() error {
+			err = r.unless(m.Topic, func() error {
 				m.durable(&c.durable, []buffer.Copy{copied})
 				c.durable.Urgent = true
 				return c.b.options.Buffer.Append(ctx, class, &c.durable, noReceipt{})
