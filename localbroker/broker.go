@@ -246,8 +246,9 @@ func (b *Broker) Run(ctx context.Context) error {
 		c.end(packet.Errorf(packet.ServerShuttingDown, "the broker stops"))
 	}
 	b.connections.Wait()
+	b.publishBereft(context.WithoutCancel(ctx)) // what could not be stored, for the last time
 	b.background.wait()
-	b.forgetWills() // what could not be stored: this is the last time
+	b.forgetWills()
 	b.mu.Lock()
 	b.listeners = nil
 	b.mu.Unlock()

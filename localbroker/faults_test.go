@@ -2,6 +2,7 @@ package localbroker
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"net"
 	"testing"
@@ -280,6 +281,50 @@ func TestWillWhenTheBrokerStops(t *testing.T) {
 			time.Sleep(3 * time.Second)
 			watcher.want("will=before q1", "will=gone q1")
 			watcher.nothing()
+		}
+	})
+}
+
+// Messages that have expired do not hold up those behind them.
+func TestExpiredInBetween(t *testing.T) {
+	onMachine(t, func(r *rig) {
+		few := func(p *packet.Connect) { p.Props = p.Props.AppendUint(packet.ReceiveMaximum, 5) }
+		c, _ := r.connect("c", few)
+		c.sub("a")
+		c.nc.Close()
+		synctest.Wait()
+		const n = 60
+		for i := range n {
+			m := &Message{Topic: "a", Payload: fmt.Append(nil, i), QoS: 1, Urgent: true}
+			if i >= 5 && i%2 == 0 {
+				m.Expiry = time.Second
+			}
+			done := make(told, 1)
+			if err := r.broker.Publish(t.Context(), m, done); err != nil || <-done != nil {
+				t.Fatal(err)
+			}
+		}
+		time.Sleep(2 * time.Second)
+		c, _ = r.connect("c", few)
+		got := 0
+		for quiet := false; !quiet; {
+			var acks []byte
+			for {
+				first, body, err := c.read(time.Second)
+				if err != nil {
+					break
+				}
+				var p packet.Publish
+				c.check(p.Decode(c.v, first, body))
+				acks = (&packet.Ack{PacketID: p.PacketID}).Append(acks, c.v, packet.PUBACK)
+				got++
+			}
+			if quiet = acks == nil; !quiet {
+				c.send(acks)
+			}
+		}
+		if want := 5 + (n-5+1)/2; got != want {
+			t.Errorf("%d messages came, want %d", got, want)
 		}
 	})
 }
