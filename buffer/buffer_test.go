@@ -255,3 +255,41 @@ func TestNumbersRiseWithoutGaps(t *testing.T) {
 		t.Errorf("a closed buffer gave number %d and error %v", n.n, err)
 	}
 }
+
+func TestLargeCopiesComeByAndBy(t *testing.T) {
+	b, err := Open(t.TempDir(), Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	o, r := outbox(t, b, "cloud", Telemetry), make(receipt, 10)
+	for range 10 {
+		m := &Message{Topic: "t", Payload: make([]byte, 600<<10), Urgent: true, Copies: []Copy{{Outbox: o}}}
+		if err := b.Append(t.Context(), Telemetry, m, r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 10 {
+		if err := <-r; err != nil {
+			t.Fatal(err)
+		}
+	}
+	reader, err := b.Reader(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer reader.Close()
+	dst := make([]Delivery, 64)
+	for next := uint64(1); next <= 10; {
+		n, err := reader.TryNext(dst)
+		if err != nil || n < 1 || n > 2 {
+			t.Fatalf("%d copies at a time, %v", n, err)
+		}
+		for _, d := range dst[:n] {
+			if d.Ordinal != next {
+				t.Errorf("copy %d, want %d", d.Ordinal, next)
+			}
+			next++
+		}
+	}
+}

@@ -270,7 +270,7 @@ func (k *kept) take(c *conn, dst []outgoing, bytes int) (batch []outgoing, more 
 			}
 		}
 	}
-	return dst, got == n, nil
+	return dst, got == n || size > writeSize, nil
 }
 
 // send makes of a copy what goes to the client; nothing if it must not.

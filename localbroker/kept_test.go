@@ -460,3 +460,23 @@ func TestConnectionsAreForgotten(t *testing.T) {
 		t.Errorf("%d MB were kept", (after-before)>>20)
 	}
 }
+
+// Copies that are large come all, too.
+func TestLargeCopies(t *testing.T) {
+	h := openHouse(t, t.TempDir(), houseOptions{})
+	sub, _ := keep(t, h.Broker, packet.V5, "sub")
+	sub.sub("#")
+	sub.goodbye()
+	for i := range 20 {
+		r := make(told, 1)
+		if err := h.Publish(t.Context(), &Message{Topic: fmt.Sprint(i), Payload: make([]byte, 600<<10), QoS: 1, Urgent: true}, r); err != nil || <-r != nil {
+			t.Fatal(err)
+		}
+	}
+	sub, _ = keep(t, h.Broker, packet.V5, "sub")
+	for i := range 20 {
+		if p := sub.expectPublish(); p.Topic != fmt.Sprint(i) {
+			t.Errorf("%s, want %d", p.Topic, i)
+		}
+	}
+}
