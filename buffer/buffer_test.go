@@ -293,3 +293,33 @@ func TestLargeCopiesComeByAndBy(t *testing.T) {
 		}
 	}
 }
+
+func TestMakeOutboxesInOneWrite(t *testing.T) {
+	dir := t.TempDir()
+	b := reopen(t, dir)
+	store := &countedStore{Store: b.meta.db}
+	b.meta.db = store
+	there := outbox(t, b, "b", Local)
+	before := store.updates.Load()
+	all, err := b.MakeOutboxes(Local, "a", "b", "c", "a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := store.updates.Load() - before; n != 1 {
+		t.Errorf("%d writes", n)
+	}
+	if all[0].Name() != "a" || all[1] != there || all[2].Name() != "c" || all[3] != all[0] || len(b.Outboxes()) != 3 {
+		t.Errorf("made %v", all)
+	}
+	put(t, b, 1, 3, all[0], all[2])
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+	b = reopen(t, dir)
+	defer b.Close()
+	balance(t, outbox(t, b, "a", Local), Ledger{Accepted: 3, Stored: 3})
+	balance(t, outbox(t, b, "c", Local), Ledger{Accepted: 3, Stored: 3})
+	if n := len(b.Outboxes()); n != 3 {
+		t.Errorf("%d outboxes", n)
+	}
+}

@@ -119,6 +119,8 @@ type Broker struct {
 	left       []*session // whose clients were connected when the process died; until Run
 	background background // goroutines beside those of connections
 
+	making sync.Mutex // held over the write that makes outboxes of sessions durable
+
 	mu        sync.Mutex // guards what follows
 	listeners []net.Listener
 	sessions  map[string]*session // by client id; of clients that are connected, or whose session is kept

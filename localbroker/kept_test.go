@@ -446,7 +446,7 @@ func TestConnectionsAreForgotten(t *testing.T) {
 		return m.HeapAlloc
 	}
 	before := used()
-	for i := range uint16(200) {
+	for i := range uint16(60) {
 		c, _ := keep(t, h.Broker, packet.V5, "c")
 		for alias := range uint16(10) {
 			c.publish(topic, "", 0, 0, func(p *packet.Publish) { p.Alias = alias + 1 })
@@ -456,7 +456,7 @@ func TestConnectionsAreForgotten(t *testing.T) {
 		c.nc.Close()
 	}
 	keep(t, h.Broker, packet.V5, "c")
-	if after := used(); after > before+20<<20 {
+	if after := used(); after > before+12<<20 {
 		t.Errorf("%d MB were kept", (after-before)>>20)
 	}
 }

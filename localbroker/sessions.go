@@ -99,7 +99,7 @@ func (b *Broker) endSession(ctx context.Context, s *session) {
 		k.reader.Close()
 	}
 	k.reading.Unlock()
-	if err := st.buffer.Remove(k.outboxes()...); err != nil {
+	if err := st.buffer.Remove(k.end()...); err != nil {
 		b.log.Error("what waited for a session could not be removed; the next start does it", "client", s.id, "err", err)
 	}
 	b.publishPending(ctx, s)
