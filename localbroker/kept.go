@@ -12,6 +12,9 @@ import (
 	"github.com/fieldferry/fieldferry/localbroker/packet"
 )
 
+// takeAtOnce is how many copies are read at a time.
+const takeAtOnce = 64
+
 // kept is the part of a session that outlives its connections and the process. What
 // it gets with QoS 1 and 2 is copies in outboxes of its own, one for each class; they
 // are read when the client takes them, so a client that is away or slow costs no
@@ -27,8 +30,7 @@ type kept struct {
 	reading sync.Mutex // guards what follows; held while copies are read, by the one goroutine that writes to the client
 	reader  *buffer.Reader
 	owner   *conn // that the copies go to
-	space   [64]buffer.Delivery
-	average int // bytes of a copy, lately
+	average int   // bytes of a copy, lately
 
 	mu      sync.Mutex // guards what follows, and the lanes' own
 	conn    *conn      // that the flights are on; nil while the client is away
@@ -160,7 +162,7 @@ func (k *kept) take(c *conn, dst []outgoing, bytes int) (batch []outgoing, more 
 	k.mu.Lock()
 	added := k.added
 	k.added = nil
-	n := min(cap(dst)-len(dst), len(k.space), k.window-k.unacked)
+	n := min(cap(dst)-len(dst), takeAtOnce, k.window-k.unacked)
 	if k.stuck = k.unacked >= k.window; k.stuck {
 		n = 0
 	}
@@ -173,14 +175,17 @@ func (k *kept) take(c *conn, dst []outgoing, bytes int) (batch []outgoing, more 
 	if n = min(n, max(bytes, 1)/max(k.average, 1)+1); n <= 0 {
 		return dst, len(dst) == cap(dst), nil
 	}
-	got, err := k.reader.TryNext(k.space[:n])
+	pool := &k.s.b.deliveries
+	space := pool.Get().(*[takeAtOnce]buffer.Delivery)
+	defer pool.Put(space)
+	got, err := k.reader.TryNext(space[:n])
 	if err != nil {
 		return dst, false, err
 	}
 	var highest [buffer.NumClasses]uint64 // QoS 2 copies that are sent for the first time
 	size := 0
-	for i := range k.space[:got] {
-		d := &k.space[i]
+	for i := range space[:got] {
+		d := &space[i]
 		size += len(d.Topic) + len(d.Payload) + len(d.Props)
 		if o, ok := k.send(d); ok {
 			dst = append(dst, o)

@@ -480,3 +480,39 @@ func TestLargeCopies(t *testing.T) {
 		}
 	}
 }
+
+// What a session that ends has through a shared subscription goes to another member,
+// in order, and all at once.
+func TestSharedGoesOn(t *testing.T) {
+	const messages = 3000
+	h := openHouse(t, t.TempDir(), houseOptions{})
+	a, _ := keep(t, h.Broker, packet.V5, "a")
+	a.sub("$share/g/t")
+	a.goodbye()
+	r := make(told, messages)
+	for i := range messages {
+		if err := h.Publish(t.Context(), &Message{Topic: "t", Payload: []byte(fmt.Sprint(i)), QoS: 1, Urgent: true}, r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range messages {
+		if err := <-r; err != nil {
+			t.Fatal(err)
+		}
+	}
+	b, _ := keep(t, h.Broker, packet.V5, "b")
+	b.sub("$share/g/t")
+	b.goodbye()
+	begin := time.Now()
+	connect(t, h.Broker, packet.V5, "a")
+	t.Logf("given to another member in %v", time.Since(begin))
+	b, _ = keep(t, h.Broker, packet.V5, "b")
+	for i := range messages {
+		if got, want := b.got(), fmt.Sprintf("t=%d q1", i); got != want {
+			t.Fatalf("got %q, want %q", got, want)
+		}
+	}
+	if l := h.buf.Stats().Ledger; l.Dropped["moved"] != messages || l.Difference() != 0 {
+		t.Errorf("%+v", l)
+	}
+}

@@ -130,34 +130,41 @@ func (k *kept) passOn(ctx context.Context) {
 		}
 	}
 	k.reader.Rewind()
+	ctx = context.WithoutCancel(ctx) // whoever ends the session, others get what is theirs
+	passing := tally{done: make(chan struct{}, 1)}
+	var space [takeAtOnce]buffer.Delivery
 	for {
-		n, err := k.reader.TryNext(k.space[:])
-		if err != nil || n == 0 {
-			if err != nil {
-				b.log.Error("what waited for a session could not be read", "client", k.s.id, "err", err)
-			}
-			return
+		n, err := k.reader.TryNext(space[:])
+		if err != nil {
+			b.log.Error("what waited for a session could not be read", "client", k.s.id, "err", err)
 		}
-		for i := range k.space[:n] {
-			d := &k.space[i]
-			if len(d.Topic) > 0 && d.Topic[0] == 0 && !(d.Dup && d.QoS == 2) && k.pass(ctx, d) {
-				d.Outbox.Settle(d.Ordinal, buffer.Moved)
-			} else {
+		for i := range space[:n] {
+			d := &space[i]
+			if len(d.Topic) == 0 || d.Topic[0] != 0 || d.Dup && d.QoS == 2 {
 				d.Outbox.Settle(d.Ordinal, buffer.DroppedEnded)
+			} else {
+				k.pass(ctx, d, &passing)
 			}
 			*d = buffer.Delivery{}
+		}
+		if n > 0 && err == nil {
+			continue
+		}
+		if waited, _ := passing.wait(ctx); !waited || err != nil {
+			return
 		}
 	}
 }
 
-// pass gives one copy to another member of its shared subscription, and reports
-// whether there is one.
-func (k *kept) pass(ctx context.Context, d *buffer.Delivery) bool {
+// pass gives one copy to another member of its shared subscription, if there is one.
+func (k *kept) pass(ctx context.Context, d *buffer.Delivery, passing *tally) {
 	b := k.s.b
+	to := &moved{outbox: d.Outbox, ordinal: d.Ordinal, passing: passing}
 	filter, name := splitShare(d.Topic)
 	sub := b.index.another(filter)
 	if sub == nil || !sub.session.mayReceive(name) {
-		return false
+		to.settle(false)
+		return
 	}
 	m := &Message{Topic: name, Payload: d.Payload, Props: packet.Properties(d.Props).Without(packet.SubscriptionID), QoS: d.QoS, Retain: d.Retain, Expiry: d.Expiry, Received: time.Now().Add(-d.Age()), Urgent: true}
 	next := delivery{m: m, qos: min(d.QoS, sub.qos), retain: d.Retain && sub.retainAsPublished, ids: sub.ids, group: sub.group}
@@ -166,19 +173,44 @@ func (k *kept) pass(ctx context.Context, d *buffer.Delivery) bool {
 		if wake {
 			s.wake()
 		}
-		return taken
+		to.settle(taken)
+		return
 	}
 	c, err := sub.session.kept.copy(&next, d.Outbox.Class())
+	if err == nil {
+		var out buffer.Message
+		m.durable(&out, []buffer.Copy{c})
+		passing.add(1)
+		if err = b.options.Buffer.Append(ctx, d.Outbox.Class(), &out, to); err != nil {
+			passing.add(-1)
+		}
+	}
 	if err != nil {
-		return false
+		b.log.Error("message of a shared subscription could not be given to another member", "err", err)
+		to.settle(false)
 	}
-	var out buffer.Message
-	m.durable(&out, []buffer.Copy{c})
-	a := await{make(chan error, 1)}
-	if err := b.options.Buffer.Append(ctx, d.Outbox.Class(), &out, a); err != nil {
-		return false
+}
+
+// moved is the receipt for a copy that goes to another session. It is settled when it
+// is durable there.
+type moved struct {
+	outbox  *buffer.Outbox
+	ordinal uint64
+	passing *tally
+}
+
+func (m *moved) settle(ok bool) {
+	out := buffer.DroppedEnded
+	if ok {
+		out = buffer.Moved
 	}
-	return <-a.done == nil
+	m.outbox.Settle(m.ordinal, out)
+}
+
+// Stored is the buffer's receipt.
+func (m *moved) Stored(err error) {
+	m.settle(err == nil)
+	m.passing.Stored(err)
 }
 
 // tidyEvery is how often sessions and retained messages are looked at that expire.
