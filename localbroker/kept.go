@@ -3,7 +3,6 @@ package localbroker
 import (
 	"context"
 	"encoding/binary"
-	"fmt"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -13,10 +12,8 @@ import (
 	"github.com/fieldferry/fieldferry/localbroker/packet"
 )
 
-// laneSize is how many packet identifiers the copies of a class have. The
-// identifier follows from the copy's ordinal, so that it is the same after a
-// restart: MQTT 5 [MQTT-4.4.0-1].
-const laneSize = numPacketIDs / int(buffer.NumClasses)
+// takeAtOnce is how many copies are read at a time.
+const takeAtOnce = 64
 
 // kept is the part of a session that outlives its connections and the process. What
 // it gets with QoS 1 and 2 is copies in outboxes of its own, one for each class; they
@@ -27,14 +24,13 @@ type kept struct {
 	id     uint64
 	expiry time.Duration // after the client has left; only its connection changes it
 
-	lanes  [buffer.NumClasses]atomic.Pointer[lane]
-	making sync.Mutex // one lane at a time; held over the write that makes an outbox durable
+	lanes [buffer.NumClasses]atomic.Pointer[lane]
+	over  bool // the session has ended, there will be no more lanes; guarded by Broker.making
 
 	reading sync.Mutex // guards what follows; held while copies are read, by the one goroutine that writes to the client
 	reader  *buffer.Reader
 	owner   *conn // that the copies go to
-	space   [64]buffer.Delivery
-	average int // bytes of a copy, lately
+	average int   // bytes of a copy, lately
 
 	mu      sync.Mutex // guards what follows, and the lanes' own
 	conn    *conn      // that the flights are on; nil while the client is away
@@ -42,22 +38,6 @@ type kept struct {
 	window  int
 	unacked int  // sent on this connection and not acknowledged
 	stuck   bool // the window is full
-}
-
-// lane is what a kept session has of one class.
-type lane struct {
-	outbox *buffer.Outbox
-	base   int // packet identifiers base+1 to base+laneSize are its own
-
-	// Guarded by kept.mu:
-	flights ring[flight] // copies that were sent on this connection, from ordinal first on
-	first   uint64
-	resumed map[uint64]flightState // copies of earlier ones whose PUBREC came, and which were not met again yet
-	rec     uint64                 // of all QoS 2 copies up to here a PUBREC came
-	flushed uint64                 // and that is being made durable up to here
-	durable uint64                 // and is
-
-	outOfTurn map[uint64]bool // copies above rec whose PUBREC came and is durable
 }
 
 // flight is a copy on its way to the client.
@@ -76,52 +56,6 @@ const (
 	awaitsPubcomp                    // QoS 2: PUBREL was sent
 
 )
-
-// lane returns the one of a class; it is made, durably, if there is none.
-func (k *kept) lane(class buffer.Class) (*lane, error) {
-	if l := k.lanes[class].Load(); l != nil {
-		return l, nil
-	}
-	k.making.Lock()
-	defer k.making.Unlock()
-	if l := k.lanes[class].Load(); l != nil {
-		return l, nil
-	}
-	o, err := k.s.b.options.State.buffer.Outbox(outboxName(k.s.id, k.id), class)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %v", buffer.ErrFailed, err)
-	}
-	return k.add(o), nil
-}
-
-// add makes a lane of an outbox.
-func (k *kept) add(o *buffer.Outbox) *lane {
-	limits := &k.s.b.limits
-	o.SetLimit(buffer.OutboxLimit{Messages: uint64(limits.QueuedMessages), Bytes: int64(limits.QueuedBytes), Window: uint64(laneSize), Dropped: k.s.dropped})
-	l := &lane{outbox: o, base: int(o.Class()) * laneSize, rec: o.Marks().Received, outOfTurn: make(map[uint64]bool)}
-	l.flushed, l.durable = l.rec, l.rec
-	k.mu.Lock()
-	k.added = append(k.added, l)
-	k.mu.Unlock()
-	k.lanes[o.Class()].Store(l)
-	k.s.wake() // the reader begins with what is there
-	return l
-}
-
-// outboxes returns those there are.
-func (k *kept) outboxes() (all []*buffer.Outbox) {
-	for class := range k.lanes {
-		if l := k.lanes[class].Load(); l != nil {
-			all = append(all, l.outbox)
-		}
-	}
-	return all
-}
-
-// packetID is the identifier of a copy.
-func (l *lane) packetID(ordinal uint64) uint16 {
-	return uint16(l.base + int((ordinal-1)%uint64(laneSize)) + 1)
-}
 
 // flight returns the copy that is under way under an identifier, nil if there is none.
 func (k *kept) flight(id uint16) (*lane, uint64, *flight) {
@@ -228,7 +162,7 @@ func (k *kept) take(c *conn, dst []outgoing, bytes int) (batch []outgoing, more 
 	k.mu.Lock()
 	added := k.added
 	k.added = nil
-	n := min(cap(dst)-len(dst), len(k.space), k.window-k.unacked)
+	n := min(cap(dst)-len(dst), takeAtOnce, k.window-k.unacked)
 	if k.stuck = k.unacked >= k.window; k.stuck {
 		n = 0
 	}
@@ -241,14 +175,17 @@ func (k *kept) take(c *conn, dst []outgoing, bytes int) (batch []outgoing, more 
 	if n = min(n, max(bytes, 1)/max(k.average, 1)+1); n <= 0 {
 		return dst, len(dst) == cap(dst), nil
 	}
-	got, err := k.reader.TryNext(k.space[:n])
+	pool := &k.s.b.deliveries
+	space := pool.Get().(*[takeAtOnce]buffer.Delivery)
+	defer pool.Put(space)
+	got, err := k.reader.TryNext(space[:n])
 	if err != nil {
 		return dst, false, err
 	}
 	var highest [buffer.NumClasses]uint64 // QoS 2 copies that are sent for the first time
 	size := 0
-	for i := range k.space[:got] {
-		d := &k.space[i]
+	for i := range space[:got] {
+		d := &space[i]
 		size += len(d.Topic) + len(d.Payload) + len(d.Props)
 		if o, ok := k.send(d); ok {
 			dst = append(dst, o)

@@ -446,7 +446,7 @@ func TestConnectionsAreForgotten(t *testing.T) {
 		return m.HeapAlloc
 	}
 	before := used()
-	for i := range uint16(200) {
+	for i := range uint16(60) {
 		c, _ := keep(t, h.Broker, packet.V5, "c")
 		for alias := range uint16(10) {
 			c.publish(topic, "", 0, 0, func(p *packet.Publish) { p.Alias = alias + 1 })
@@ -456,7 +456,63 @@ func TestConnectionsAreForgotten(t *testing.T) {
 		c.nc.Close()
 	}
 	keep(t, h.Broker, packet.V5, "c")
-	if after := used(); after > before+20<<20 {
+	if after := used(); after > before+12<<20 {
 		t.Errorf("%d MB were kept", (after-before)>>20)
+	}
+}
+
+// Copies that are large come all, too.
+func TestLargeCopies(t *testing.T) {
+	h := openHouse(t, t.TempDir(), houseOptions{})
+	sub, _ := keep(t, h.Broker, packet.V5, "sub")
+	sub.sub("#")
+	sub.goodbye()
+	for i := range 20 {
+		r := make(told, 1)
+		if err := h.Publish(t.Context(), &Message{Topic: fmt.Sprint(i), Payload: make([]byte, 600<<10), QoS: 1, Urgent: true}, r); err != nil || <-r != nil {
+			t.Fatal(err)
+		}
+	}
+	sub, _ = keep(t, h.Broker, packet.V5, "sub")
+	for i := range 20 {
+		if p := sub.expectPublish(); p.Topic != fmt.Sprint(i) {
+			t.Errorf("%s, want %d", p.Topic, i)
+		}
+	}
+}
+
+// What a session that ends has through a shared subscription goes to another member,
+// in order, and all at once.
+func TestSharedGoesOn(t *testing.T) {
+	const messages = 3000
+	h := openHouse(t, t.TempDir(), houseOptions{})
+	a, _ := keep(t, h.Broker, packet.V5, "a")
+	a.sub("$share/g/t")
+	a.goodbye()
+	r := make(told, messages)
+	for i := range messages {
+		if err := h.Publish(t.Context(), &Message{Topic: "t", Payload: []byte(fmt.Sprint(i)), QoS: 1, Urgent: true}, r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range messages {
+		if err := <-r; err != nil {
+			t.Fatal(err)
+		}
+	}
+	b, _ := keep(t, h.Broker, packet.V5, "b")
+	b.sub("$share/g/t")
+	b.goodbye()
+	begin := time.Now()
+	connect(t, h.Broker, packet.V5, "a")
+	t.Logf("given to another member in %v", time.Since(begin))
+	b, _ = keep(t, h.Broker, packet.V5, "b")
+	for i := range messages {
+		if got, want := b.got(), fmt.Sprintf("t=%d q1", i); got != want {
+			t.Fatalf("got %q, want %q", got, want)
+		}
+	}
+	if l := h.buf.Stats().Ledger; l.Dropped["moved"] != messages || l.Difference() != 0 {
+		t.Errorf("%+v", l)
 	}
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 
 	"github.com/fieldferry/fieldferry/buffer"
-	"github.com/fieldferry/fieldferry/localbroker/packet"
 )
 
 // fanout is the memory that one goroutine at a time routes with.
@@ -139,6 +138,16 @@ func (b *Broker) redirect(d delivery, f *fanout) {
 // memory because their turn of a shared subscription has come.
 func (b *Broker) copies(m *Message, from *session, class buffer.Class, f *fanout, dst []buffer.Copy) (copies []buffer.Copy, direct []receiver, err error) {
 	b.match(m, from, true, f)
+	var without []*kept
+	for i, sub := range f.to {
+		if k := sub.session.kept; k != nil && f.out[i].qos > 0 && k.lanes[class].Load() == nil {
+			without = append(without, k)
+		}
+	}
+	if err := b.makeLanes(class, without...); err != nil {
+		f.forget()
+		return dst, nil, err
+	}
 	for i, sub := range f.to {
 		d, s := f.out[i], sub.session
 		if d.qos == 0 || s.kept == nil {
@@ -148,32 +157,15 @@ func (b *Broker) copies(m *Message, from *session, class buffer.Class, f *fanout
 		if r := sub.replaying.Load(); r != nil && m.Retain {
 			r.newer(m.Topic)
 		}
-		var c buffer.Copy
-		if c, err = s.kept.copy(&d, class); err != nil {
-			break
+		c, err := s.kept.copy(&d, class)
+		if err != nil { // it has ended: another member of its group may get it
+			direct = append(direct, receiver{d, s})
+			continue
 		}
 		dst = append(dst, c)
 	}
 	f.forget()
-	return dst, direct, err
-}
-
-// copy is the copy of a message that a session gets.
-func (k *kept) copy(d *delivery, class buffer.Class) (buffer.Copy, error) {
-	l, err := k.lane(class)
-	if err != nil {
-		return buffer.Copy{}, err
-	}
-	c := buffer.Copy{Outbox: l.outbox, QoS: d.qos, Retain: d.retain}
-	var props packet.Properties
-	for _, id := range d.ids {
-		props = props.AppendUint(packet.SubscriptionID, id)
-	}
-	c.Props = props
-	if d.group != nil {
-		c.Topic = joinShare(d.group.all.filter, d.m.Topic)
-	}
-	return c, nil
+	return dst, direct, nil
 }
 
 // sendLate has a message that was published already made durable for sessions that

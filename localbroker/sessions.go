@@ -85,7 +85,7 @@ func (b *Broker) endSession(ctx context.Context, s *session) error {
 	}
 	s.end()
 	if s.kept != nil {
-		if err := s.kept.end(ctx, s.shared); err != nil {
+		if err := s.kept.finish(ctx, s.shared); err != nil {
 			b.log.Error("the end of a session could not be stored", "client", s.id, "err", err)
 			return err
 		}
@@ -99,8 +99,8 @@ func (b *Broker) endSession(ctx context.Context, s *session) error {
 	return nil
 }
 
-// end makes it durable that the session has ended, and removes what waits for it.
-func (k *kept) end(ctx context.Context, shared bool) error {
+// finish makes it durable that the session has ended, and removes what waits for it.
+func (k *kept) finish(ctx context.Context, shared bool) error {
 	st := k.s.b.options.State
 	if shared {
 		if err := k.passOn(ctx); err != nil {
@@ -116,7 +116,7 @@ func (k *kept) end(ctx context.Context, shared bool) error {
 		k.reader.Close()
 	}
 	k.reading.Unlock()
-	if err := st.buffer.Remove(k.outboxes()...); err != nil {
+	if err := st.buffer.Remove(k.end()...); err != nil {
 		k.s.b.log.Error("what waited for a session could not be removed; the next start does it", "client", k.s.id, "err", err)
 	}
 	return nil
@@ -147,36 +147,58 @@ func (k *kept) passOn(ctx context.Context) error {
 		}
 	}
 	k.reader.Rewind()
+	ctx = context.WithoutCancel(ctx) // whoever ends the session, others get what is theirs
+	var space [takeAtOnce]buffer.Delivery
 	for {
-		n, err := k.reader.TryNext(k.space[:])
-		for i := range k.space[:n] {
-			d := &k.space[i]
-			out := buffer.DroppedEnded
-			if err == nil && len(d.Topic) > 0 && d.Topic[0] == 0 && !(d.Dup && d.QoS == 2) {
-				var taken bool
-				if taken, err = k.pass(ctx, d); taken {
-					out = buffer.Moved
-				}
-			}
-			if err == nil {
-				d.Outbox.Settle(d.Ordinal, out)
-			}
-			*d = buffer.Delivery{}
-		}
-		if err != nil || n == 0 {
+		n, err := k.reader.TryNext(space[:])
+		if err != nil {
 			return err
+		}
+		if n == 0 {
+			return nil
+		}
+		// All of them are appended before the first is waited for.
+		var passed [takeAtOnce]passed
+		for i := range space[:n] {
+			d := &space[i]
+			passed[i].out = buffer.DroppedEnded
+			if len(d.Topic) > 0 && d.Topic[0] == 0 && !(d.Dup && d.QoS == 2) {
+				passed[i] = k.pass(ctx, d)
+			}
+		}
+		for i := range space[:n] {
+			if err := passed[i].wait(); err != nil {
+				return err
+			}
+			space[i].Outbox.Settle(space[i].Ordinal, passed[i].out)
+			space[i] = buffer.Delivery{}
 		}
 	}
 }
 
-// pass gives one copy to another member of its shared subscription, and reports
-// whether there is one that takes it.
-func (k *kept) pass(ctx context.Context, d *buffer.Delivery) (taken bool, err error) {
+// passed is what became of a copy that was to go to another member of its shared
+// subscription.
+type passed struct {
+	out    buffer.Outcome
+	stored *await // nil: it need not be stored
+	err    error
+}
+
+func (p *passed) wait() error {
+	if p.err == nil && p.stored != nil {
+		p.err = <-p.stored.done
+	}
+	return p.err
+}
+
+// pass gives one copy to another member of its shared subscription, if there is one
+// that takes it.
+func (k *kept) pass(ctx context.Context, d *buffer.Delivery) passed {
 	b := k.s.b
 	filter, name := splitShare(d.Topic)
 	sub := b.index.another(filter)
 	if sub == nil || !sub.session.mayReceive(name) {
-		return false, nil
+		return passed{out: buffer.DroppedEnded}
 	}
 	m := &Message{Topic: name, Payload: d.Payload, Props: packet.Properties(d.Props).Without(packet.SubscriptionID), QoS: d.QoS, Retain: d.Retain, Expiry: d.Expiry, Received: time.Now().Add(-d.Age()), Urgent: true}
 	next := delivery{m: m, qos: min(d.QoS, sub.qos), retain: d.Retain && sub.retainAsPublished, ids: sub.ids, group: sub.group}
@@ -185,22 +207,19 @@ func (k *kept) pass(ctx context.Context, d *buffer.Delivery) (taken bool, err er
 		if wake {
 			s.wake()
 		}
-		return taken, nil
+		if taken {
+			return passed{out: buffer.Moved}
+		}
+		return passed{out: buffer.DroppedEnded}
 	}
 	c, err := sub.session.kept.copy(&next, d.Outbox.Class())
 	if err != nil {
-		return false, err
+		return passed{err: err}
 	}
 	var out buffer.Message
 	m.durable(&out, []buffer.Copy{c})
-	a := await{make(chan error, 1)}
-	if err := b.options.Buffer.Append(ctx, d.Outbox.Class(), &out, a); err != nil {
-		return false, err
-	}
-	if err := <-a.done; err != nil {
-		return false, err
-	}
-	return true, nil
+	stored := &await{make(chan error, 1)}
+	return passed{out: buffer.Moved, stored: stored, err: b.options.Buffer.Append(ctx, d.Outbox.Class(), &out, *stored)}
 }
 
 // tidyEvery is how often sessions and retained messages are looked at that expire.

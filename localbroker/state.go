@@ -19,6 +19,7 @@ const (
 	sessionOutbox = "session "
 	applyEvery    = time.Second
 	applyAtOnce   = 4096 // changes in a transaction
+	applyBytes    = 4 << 20
 )
 
 // State is what of a broker outlives its process: sessions with their
@@ -159,7 +160,7 @@ func (s *State) Run(ctx context.Context) error {
 func (s *State) drain() error {
 	for {
 		var batch []buffer.Delivery
-		for len(batch) < applyAtOnce {
+		for bytes := 0; len(batch) < applyAtOnce && bytes < applyBytes; {
 			n, err := s.reader.TryNext(s.space)
 			if err != nil {
 				s.reader.Rewind()
@@ -169,6 +170,9 @@ func (s *State) drain() error {
 				break
 			}
 			batch = append(batch, s.space[:n]...)
+			for i := range s.space[:n] {
+				bytes += len(s.space[i].Payload)
+			}
 		}
 		if len(batch) == 0 {
 			return nil

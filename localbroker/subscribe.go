@@ -84,7 +84,7 @@ func (c *conn) keepSubscriptions(ctx context.Context, grants []grant) error {
 			return packet.Errorf(refusal(err), "retained messages could not be stored for the session: %v", err)
 		}
 	}
-	if err := stored.wait(ctx); err != nil {
+	if _, err := stored.wait(ctx); err != nil {
 		return packet.Errorf(refusal(err), "retained messages could not be stored for the session: %v", err)
 	}
 	var record []byte
@@ -114,6 +114,7 @@ type tally struct {
 	mu   sync.Mutex // guards what follows
 	n    int        // that were not told yet
 	err  error      // the first
+	some bool       // was told since wait last returned
 	done chan struct{}
 }
 
@@ -131,6 +132,7 @@ func (t *tally) Stored(err error) {
 	if t.err == nil {
 		t.err = err
 	}
+	t.some = true
 	if t.n--; t.n == 0 {
 		select {
 		case t.done <- struct{}{}:
@@ -139,19 +141,24 @@ func (t *tally) Stored(err error) {
 	}
 }
 
-// wait returns when all were told, with the first error.
-func (t *tally) wait(ctx context.Context) error {
+// wait returns when all were told, with the first error. It reports whether any was
+// told since it was called last.
+func (t *tally) wait(ctx context.Context) (some bool, err error) {
 	for {
 		t.mu.Lock()
 		n, err := t.n, t.err
+		some := t.some
+		if n == 0 {
+			t.some = false
+		}
 		t.mu.Unlock()
 		if n == 0 {
-			return err
+			return some, err
 		}
 		select {
 		case <-t.done:
 		case <-ctx.Done():
-			return context.Cause(ctx)
+			return some, context.Cause(ctx)
 		}
 	}
 }
