@@ -39,9 +39,8 @@ type conn struct {
 	maxPacket int    // the client's Maximum Packet Size; 0 is none
 	maxAlias  uint16 // the client's Topic Alias Maximum
 	keepalive time.Duration
-	connected bool          // CONNACK said so
-	resumes   bool          // the session was there before
-	was       time.Duration // its expiry, then
+	connected bool // CONNACK said so
+	resumes   bool // the session was there before
 
 	outAliases    map[string]uint16 // by topic; for the writing goroutine alone
 	outAliasBytes int               // of those topics; likewise
@@ -58,6 +57,7 @@ type conn struct {
 	last       time.Time // of the last packet
 	hurried    bool      // the read deadline is for giving the buffer back
 	due        time.Time // when the next publish may come at Limits.MessagesPerSecond
+	crowd      *crowd    // of the publish that is at hand, until it is on its way
 
 	cancel context.CancelCauseFunc // ends the connection
 	room   chan struct{}           // something that the reading goroutine may wait for has changed
@@ -71,8 +71,6 @@ type conn struct {
 	waiting int  // publishes that wait for the disk or behind such
 	unacked int  // those of them with QoS 1
 	cut     bool // a publish was refused that cannot be answered: the connection is about to end
-
-	open int // QoS 2 publishes that the client began or resumed on it; guarded by session.mu
 
 	writers sync.WaitGroup
 }
@@ -121,6 +119,7 @@ func (c *conn) serve(ctx context.Context) {
 		err = context.Cause(ctx)
 	}
 	cancel(err)
+	c.b.retaining.leave(c.crowd) // there was a panic
 	// What a client leaves behind is for others, so it outlives the context.
 	_ = c.guard(func() error { c.leave(context.WithoutCancel(broker)); return nil })
 	c.unclaim()
@@ -293,13 +292,13 @@ func (c *conn) handle(ctx context.Context, first byte, body []byte) error {
 		}
 		return c.answer(ctx, func(dst []byte) []byte { return packet.AppendPingresp(dst) })
 	case packet.DISCONNECT:
-		return c.handleDisconnect(body)
+		return c.handleDisconnect(ctx, body)
 	default:
 		return packet.Errorf(packet.ProtocolError, "%v has no place here", t)
 	}
 }
 
-func (c *conn) handleDisconnect(body []byte) error {
+func (c *conn) handleDisconnect(ctx context.Context, body []byte) error {
 	var p packet.Disconnect
 	if err := p.Decode(c.version, packet.DISCONNECT, body); err != nil {
 		return err
@@ -314,8 +313,7 @@ func (c *conn) handleDisconnect(body []byte) error {
 	}
 	switch p.Reason { // those that a client may send, §3.14.2.1
 	case packet.Success:
-		c.will.takeBack(c) // [MQTT-3.14.4-3]
-		c.will = nil
+		c.takeBackWill(ctx) // [MQTT-3.14.4-3]
 	case packet.DisconnectWithWill, packet.Unspecified, packet.Malformed, packet.ProtocolError, packet.ImplementationSpecific,
 		packet.TopicNameInvalid, packet.ReceiveMaximumExceeded, packet.TopicAliasInvalid, packet.PacketTooLarge,
 		packet.MessageRateTooHigh, packet.QuotaExceeded, packet.AdministrativeAction, packet.PayloadFormatInvalid:
@@ -355,7 +353,7 @@ func (c *conn) leave(ctx context.Context) {
 	case s.kept != nil && c.connected && s.kept.expiry > 0:
 		c.b.leaveSession(ctx, s, c)
 	default:
-		c.b.endSession(ctx, s)
+		_ = c.b.endSession(ctx, s) // it is tried again until it is stored
 		c.publishWill(ctx)
 	}
 	c.fanout.wake()

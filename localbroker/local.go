@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/fieldferry/fieldferry/buffer"
+	"github.com/fieldferry/fieldferry/localbroker/packet"
 	"github.com/fieldferry/fieldferry/localbroker/topic"
 )
 
@@ -26,11 +27,14 @@ func (b *Broker) Publish(ctx context.Context, m *Message, r buffer.Receipt) erro
 		return fmt.Errorf("publish to %q: %w", m.Topic, err)
 	}
 	if what := b.retained.full(m, &b.limits); what != "" {
-		return fmt.Errorf("publish to %q: %s", m.Topic, what)
+		return packet.Errorf(packet.QuotaExceeded, "publish to %q: %s", m.Topic, what)
 	}
 	p := &ownPublish{publish: publish{Message: *m}, b: b, receipt: r}
 	if p.Received.IsZero() {
 		p.Received = time.Now()
+	}
+	if p.Retain && p.QoS > 0 && b.options.State != nil {
+		p.crowd = b.retaining.enter()
 	}
 	f := b.fanouts.Get().(*fanout)
 	p.class = buffer.Local
@@ -41,10 +45,12 @@ func (b *Broker) Publish(ctx context.Context, m *Message, r buffer.Receipt) erro
 	}
 	b.fanouts.Put(f)
 	if err != nil {
+		b.retaining.leave(p.crowd)
 		b.stats.refused.Add(1)
 		return fmt.Errorf("publish to %q: %w", m.Topic, err)
 	}
-	if st := b.options.State; st != nil && m.Retain {
+	// What the broker says of itself is of this process.
+	if st := b.options.State; st != nil && m.Retain && !ownTopic(m.Topic) {
 		k := mark{flags: markRetain, topic: m.Topic}
 		copies = append(copies, buffer.Copy{Outbox: st.outboxes[p.class], Topic: k.copyTopic(), QoS: m.QoS, Retain: true})
 	}
@@ -55,6 +61,7 @@ func (b *Broker) Publish(ctx context.Context, m *Message, r buffer.Receipt) erro
 	var d buffer.Message
 	p.durable(&d, copies)
 	if err := b.options.Buffer.Append(ctx, p.class, &d, p); err != nil {
+		b.retaining.leave(p.crowd)
 		b.stats.refused.Add(1)
 		return fmt.Errorf("publish to %q: %w", m.Topic, err)
 	}
@@ -76,6 +83,8 @@ func (p *ownPublish) Stored(err error) {
 	} else {
 		_ = p.b.guard("fan-out", p.route)
 	}
+	p.b.retaining.leave(p.crowd)
+	p.crowd = nil
 	if p.receipt != nil {
 		p.receipt.Stored(err)
 		p.receipt = nil
@@ -86,9 +95,6 @@ func (p *ownPublish) route() {
 	f := p.b.fanouts.Get().(*fanout)
 	p.stamp = p.b.stamps.Add(1)
 	p.b.route(&p.Message, nil, p.direct, f)
-	if p.Retain && p.QoS > 0 && p.b.index.keeps.Load() {
-		p.b.late(&p.Message, nil, p.changes, f)
-	}
 	f.wake()
 	p.b.fanouts.Put(f)
 }

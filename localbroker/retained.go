@@ -141,33 +141,3 @@ func (r *retained) count() (messages, bytes int) {
 	defer r.mu.RUnlock()
 	return r.names.Len(), r.bytes
 }
-
-// replaying keeps the order between retained messages that a new subscription of a
-// kept session gets and those that are published meanwhile: the older must not come
-// behind the newer.
-type replaying struct {
-	mu   sync.Mutex
-	seen map[string]struct{} // topics of which something newer is on its way
-}
-
-// newer notes that a retained message is about to be appended for the subscription.
-func (r *replaying) newer(topic string) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.seen == nil {
-		r.seen = make(map[string]struct{})
-	}
-	r.seen[topic] = struct{}{}
-}
-
-// unless calls append, which appends an older message of a topic, unless a newer
-// one was appended or is about to be. The lock is held over the call: none may come
-// in between.
-func (r *replaying) unless(topic string, append func() error) error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if _, ok := r.seen[topic]; ok {
-		return nil
-	}
-	return append()
-}

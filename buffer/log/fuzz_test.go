@@ -3,6 +3,7 @@ package log
 import (
 	"bytes"
 	"encoding/binary"
+	"math"
 	"os"
 	"path/filepath"
 	"testing"
@@ -95,7 +96,8 @@ func FuzzSalvage(f *testing.F) {
 		if err := os.WriteFile(filepath.Join(dir, id.String()+fileSuffix), file, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		found, candidates, err := l.salvage(id)
+		s, err := l.salvage(id, math.MaxUint64)
+		found, candidates := s.found, s.candidates
 		if err != nil || candidates < len(found) {
 			t.Fatalf("%d of %d: %v", len(found), candidates, err)
 		}
