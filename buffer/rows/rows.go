@@ -11,6 +11,7 @@ import (
 	"hash/crc32"
 	"iter"
 	"os"
+	"path/filepath"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -78,6 +79,9 @@ func Open(path string, buckets []string, o Options) (f *File, err error) {
 		}
 		if err := f.db.View(func(tx *bbolt.Tx) error { return verify(tx, buckets) }); err != nil {
 			return fmt.Errorf("read %s: %w", path, err)
+		}
+		if !o.ReadOnly { // its bytes are durable, its name may not be
+			return log.SyncDir(filepath.Dir(path))
 		}
 		return nil
 	})
