@@ -29,11 +29,10 @@ func (b *Broker) record(kind byte, payload []byte) {
 // recordSession notes that a session is there, and whether its client is.
 func (b *Broker) recordSession(s *session, left bool) {
 	ago := time.Duration(0)
-	if left {
-		s.mu.Lock()
+	if s.mu.Lock(); left && !s.leftAt.IsZero() {
 		ago = time.Since(s.leftAt)
-		s.mu.Unlock()
 	}
+	s.mu.Unlock()
 	one := savedSession{client: s.id, id: s.kept.id, expiry: s.kept.expiry, left: left, since: b.options.State.buffer.Stamp(ago)}
 	b.record(changeSession, one.append(appendText(nil, s.id)))
 }

@@ -167,7 +167,7 @@ func (c *conn) encode(dst []byte, batch []outgoing) []byte {
 				delete(c.outAliases, o.m.Topic) // the client was not told of it
 			}
 			c.b.stats.dropped.Add(1)
-			if o.packetID != 0 && c.session.refuse(o.packetID) {
+			if o.packetID != 0 && c.session.refuse(c, o.packetID) {
 				c.wake()
 			}
 			continue
