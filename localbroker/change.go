@@ -257,9 +257,11 @@ func apply(tx rows.Tx, d *buffer.Delivery, stamp func(ago time.Duration) buffer.
 		id, packetID := f.uvarint(), uint16(f.uvarint())
 		err = tx.Delete(tableIDs, idKey(id, packetID, d.Outbox.Class()))
 	case changeReceived:
-		id, class, ordinal := f.uvarint(), f.byte(), f.uvarint()
+		id, class, ordinal, durable := f.uvarint(), f.byte(), f.uvarint(), f.uvarint()
 		if !f.bad {
-			err = tx.Put(tableReceived, binary.BigEndian.AppendUint64(append(sessionPrefix(id), class), ordinal), nil)
+			err = errors.Join(
+				deleteReceived(tx, append(sessionPrefix(id), class), durable),
+				tx.Put(tableReceived, binary.BigEndian.AppendUint64(append(sessionPrefix(id), class), ordinal), nil))
 		}
 	case changeWill:
 		client := f.text()
@@ -309,6 +311,23 @@ func endSession(tx rows.Tx, id uint64) error {
 		deleteRows(tx, tableSubs, sessionPrefix(id)),
 		deleteRows(tx, tableIDs, sessionPrefix(id)),
 		deleteRows(tx, tableReceived, sessionPrefix(id)))
+}
+
+// deleteReceived deletes what is known of the copies of a lane up to an ordinal.
+func deleteReceived(tx rows.Tx, lane []byte, upTo uint64) error {
+	var keys [][]byte
+	for k := range tx.Rows(tableReceived, lane) {
+		if len(k) == len(lane)+8 && binary.BigEndian.Uint64(k[len(lane):]) > upTo {
+			break
+		}
+		keys = append(keys, append([]byte(nil), k...))
+	}
+	for _, k := range keys {
+		if err := tx.Delete(tableReceived, k); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // deleteRows deletes the rows of a table whose keys begin with prefix.

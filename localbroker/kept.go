@@ -255,11 +255,12 @@ func (k *kept) puback(id uint16) (wake bool) {
 	return false
 }
 
-// refuse ends a copy that the client does not take.
-func (k *kept) refuse(id uint16) (wake bool) {
+// refuse ends a copy that the client does not take on a connection; it may take it
+// on the next.
+func (k *kept) refuse(on *conn, id uint16) (wake bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if l, ordinal, f := k.flight(id); f != nil {
+	if l, ordinal, f := k.flight(id); f != nil && k.conn == on {
 		return k.land(l, ordinal, f, buffer.DroppedRefused)
 	}
 	return false
@@ -275,6 +276,7 @@ func (k *kept) pubrec(id uint16, failed bool) (known, repeat, wake bool) {
 	record := binary.AppendUvarint(nil, k.id)
 	record = append(record, byte(late.l.outbox.Class()))
 	record = binary.AppendUvarint(record, late.ordinal)
+	record = binary.AppendUvarint(record, late.durable)
 	if err := k.s.b.options.State.record(context.Background(), buffer.Local, changeReceived, record, late); err != nil {
 		late.Stored(err)
 	}
@@ -286,6 +288,7 @@ type outOfTurn struct {
 	k       *kept
 	l       *lane
 	ordinal uint64
+	durable uint64 // of those up to here it need not be known any more: the mark says it
 }
 
 // Stored is the buffer's receipt.
@@ -361,7 +364,7 @@ func (k *kept) takePubrec(id uint16, failed bool) (known, repeat, wake bool, lat
 		k.s.b.marker.add(k)
 	}
 	if !failed && ordinal > l.rec {
-		late = &outOfTurn{k, l, ordinal}
+		late = &outOfTurn{k, l, ordinal, l.durable}
 	}
 	return true, false, wake, late
 }

@@ -320,10 +320,10 @@ func (s *session) puback(id uint16) (wake bool) {
 	return false
 }
 
-// refuse ends a delivery that the client does not take.
-func (s *session) refuse(id uint16) (wake bool) {
+// refuse ends a delivery that the client does not take on a connection.
+func (s *session) refuse(on *conn, id uint16) (wake bool) {
 	if s.kept != nil {
-		return s.kept.refuse(id)
+		return s.kept.refuse(on, id)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -36,11 +36,10 @@ func (b *Broker) record(c change) {
 // has left.
 func (s *session) change(expiry time.Duration, left bool) change {
 	ago := time.Duration(0)
-	if left {
-		s.mu.Lock()
+	if s.mu.Lock(); left && !s.leftAt.IsZero() {
 		ago = time.Since(s.leftAt)
-		s.mu.Unlock()
 	}
+	s.mu.Unlock()
 	one := savedSession{client: s.id, id: s.kept.id, expiry: expiry, left: left, since: s.b.options.State.buffer.Stamp(ago)}
 	return change{changeSession, one.append(appendText(nil, s.id))}
 }

@@ -17,15 +17,15 @@ import (
 const (
 	stateOutbox   = "$state"
 	sessionOutbox = "session "
-	applyEvery    = time.Second
-	applyAtOnce   = 4096 // changes in a transaction
+	applyEvery    = 10 * time.Second // what changes often, as retained readings do, is written once in that
+	applyAtOnce   = 4096             // changes in a transaction
 	applyBytes    = 4 << 20
 )
 
 // State is what of a broker outlives its process: sessions with their
 // subscriptions, the packet identifiers that QoS 2 publishes have in use, retained
 // messages and wills. What has changed is durable when its record is in the
-// buffer's log; state.db follows once a second, and is read only by Open.
+// buffer's log; state.db follows every ten seconds, and is read only by Open.
 type State struct {
 	buffer   *buffer.Buffer
 	table    rows.Store

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/fieldferry/fieldferry/buffer"
+	"github.com/fieldferry/fieldferry/buffer/rows"
 	"github.com/fieldferry/fieldferry/localbroker/packet"
 )
 
@@ -233,5 +234,39 @@ func TestPacketIDsOfSeveralClasses(t *testing.T) {
 	}
 	if n := cloud.Ledger().Accepted; n != 1 {
 		t.Errorf("it came %d times", n)
+	}
+}
+
+// A client that answers out of turn does not make state.db grow.
+func TestReceivedOutOfTurn(t *testing.T) {
+	h := openHouse(t, t.TempDir(), houseOptions{idle: true})
+	sub, _ := keep(t, h.Broker, packet.V5, "sub")
+	sub.subscribe(packet.Subscription{Filter: "t", QoS: 2})
+	for range 50 {
+		for range 2 {
+			r := make(told, 1)
+			if err := h.Publish(t.Context(), &Message{Topic: "t", QoS: 2, Urgent: true}, r); err != nil || <-r != nil {
+				t.Fatal(err)
+			}
+		}
+		first, second := sub.expectPublish().PacketID, sub.expectPublish().PacketID
+		for _, id := range []uint16{second, first} {
+			sub.send((&packet.Ack{PacketID: id}).Append(nil, sub.v, packet.PUBREC))
+			sub.expect(packet.PUBREL, id)
+			sub.send((&packet.Ack{PacketID: id}).Append(nil, sub.v, packet.PUBCOMP))
+		}
+	}
+	if err := h.state.drain(); err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	_ = h.state.table.View(func(tx rows.Tx) error {
+		for range tx.Rows(tableReceived, nil) {
+			n++
+		}
+		return nil
+	})
+	if n > 1 {
+		t.Errorf("%d rows are left", n)
 	}
 }

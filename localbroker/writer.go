@@ -169,7 +169,7 @@ func (c *conn) encode(dst []byte, batch []outgoing) []byte {
 				c.outAliasBytes -= len(o.m.Topic)
 			}
 			c.b.stats.dropped.Add(1)
-			if o.packetID != 0 && c.session.refuse(o.packetID) {
+			if o.packetID != 0 && c.session.refuse(c, o.packetID) {
 				c.wake()
 			}
 			continue
