@@ -252,9 +252,11 @@ func (s *State) load() (all saved, err error) {
 		for k, v := range tx.Rows(tableSubs, nil) {
 			f := fields{p: v}
 			sub := savedSubscription{flags: f.byte(), id: uint32(f.uvarint())}
-			if len(k) > 8 {
-				sub.filter = string(k[8:])
+			if len(k) < 9 {
+				bad++
+				continue
 			}
+			sub.filter = string(k[8:])
 			if f.more() { // the key has just its beginning
 				sub.filter = f.text()
 			}
