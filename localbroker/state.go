@@ -12,6 +12,7 @@ import (
 
 	"github.com/fieldferry/fieldferry/buffer"
 	"github.com/fieldferry/fieldferry/buffer/rows"
+	"github.com/fieldferry/fieldferry/localbroker/topic"
 )
 
 const (
@@ -254,7 +255,7 @@ func (s *State) load() (all saved, err error) {
 		for k, v := range tx.Rows(tableSubs, nil) {
 			f := fields{p: v}
 			sub := savedSubscription{flags: f.byte(), id: uint32(f.uvarint()), filter: f.text()}
-			if f.bad || len(k) < 9 {
+			if f.bad || len(k) < 9 || sub.flags&3 > 2 || topic.CheckFilter(sub.filter, 0) != nil {
 				bad++
 				continue
 			}
