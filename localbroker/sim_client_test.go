@@ -48,7 +48,6 @@ type simClient struct {
 	manner    simManner
 	incoming  map[uint16]byte // packet identifiers that the broker has in use, with their QoS
 	aliases   map[uint16]string
-	will      *simWill
 	drained   time.Time // when nothing was under way to it
 }
 
