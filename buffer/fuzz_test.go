@@ -2,11 +2,14 @@ package buffer
 
 import (
 	"bytes"
+	"iter"
+	"maps"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/fieldferry/fieldferry/buffer/rows"
-	"github.com/fieldferry/fieldferry/buffer/simulated"
 )
 
 // Who looks for one copy in a record and who goes through all of them see the same.
@@ -99,8 +102,7 @@ func FuzzMetaRow(f *testing.F) {
 	f.Add(byte(table(bucketAbout)), []byte("version"), []byte{0, 0, 0, 9})
 	f.Add(byte(table(bucketParked)), []byte{0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 9}, []byte{1, 1, 'r', 0, 1, 1, 't', 'x'})
 	f.Fuzz(func(t *testing.T, bucket byte, key, value []byte) {
-		life := simulated.New(1).On()
-		m := &meta{db: life.Store("meta")}
+		m := &meta{db: make(memory)}
 		put := func(tx rows.Tx) error { return tx.Put(buckets[int(bucket)%len(buckets)], key, value) }
 		if err := m.db.Update(put); err != nil {
 			t.Fatal(err)
@@ -117,4 +119,37 @@ func FuzzMetaRow(f *testing.F) {
 			t.Fatalf("a row of %d bytes holds more", len(value))
 		}
 	})
+}
+
+// memory is a rows.Store that forgets.
+type memory map[string]map[string][]byte
+
+func (m memory) Update(fn func(rows.Tx) error) error { return fn(m) }
+func (m memory) View(fn func(rows.Tx) error) error   { return fn(m) }
+func (memory) Close() error                          { return nil }
+func (memory) DiskBytes() int64                      { return 0 }
+
+func (m memory) Get(bucket string, key []byte) []byte { return m[bucket][string(key)] }
+
+func (m memory) Put(bucket string, key, value []byte) error {
+	if m[bucket] == nil {
+		m[bucket] = make(map[string][]byte)
+	}
+	m[bucket][string(key)] = bytes.Clone(value)
+	return nil
+}
+
+func (m memory) Delete(bucket string, key []byte) error {
+	delete(m[bucket], string(key))
+	return nil
+}
+
+func (m memory) Rows(bucket string, prefix []byte) iter.Seq2[[]byte, []byte] {
+	return func(yield func(k, v []byte) bool) {
+		for _, k := range slices.Sorted(maps.Keys(m[bucket])) {
+			if strings.HasPrefix(k, string(prefix)) && !yield([]byte(k), m[bucket][k]) {
+				return
+			}
+		}
+	}
 }

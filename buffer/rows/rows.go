@@ -66,7 +66,7 @@ type Options struct {
 func Open(path string, buckets []string, o Options) (f *File, err error) {
 	f = &File{path: path}
 	err = log.Guard(func() (err error) {
-		f.db, err = bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Second, PageSize: o.PageSize, NoStatistics: true, ReadOnly: o.ReadOnly})
+		f.db, err = open(path, &bbolt.Options{Timeout: time.Second, PageSize: o.PageSize, NoStatistics: true, ReadOnly: o.ReadOnly})
 		switch {
 		case errors.Is(err, bolterrors.ErrTimeout):
 			return fmt.Errorf("%s: %w", path, ErrInUse)
@@ -98,6 +98,24 @@ func Open(path string, buckets []string, o Options) (f *File, err error) {
 		return nil, err
 	}
 	return f, nil
+}
+
+// open is bbolt.Open. Where that panics, the file is unlocked and closed: its lock would
+// keep everybody from what can be salvaged.
+func open(path string, o *bbolt.Options) (db *bbolt.DB, err error) {
+	var file *os.File
+	o.OpenFile = func(name string, flag int, perm os.FileMode) (*os.File, error) {
+		var err error
+		file, err = os.OpenFile(name, flag, perm)
+		return file, err
+	}
+	defer func() {
+		if db == nil && file != nil { // without a panic it is closed already, and neither does anything
+			unlock(file)
+			_ = file.Close()
+		}
+	}()
+	return bbolt.Open(path, 0o600, o)
 }
 
 // makeBuckets makes the buckets of a new file. In one that has some, none may be
@@ -146,7 +164,7 @@ func verify(tx *bbolt.Tx, buckets []string) error {
 // damaged, as far as they can be reached. The file is not changed.
 func Salvage(path string, buckets []string, row func(bucket string, key, value []byte)) error {
 	return log.Guard(func() error {
-		db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Second, NoStatistics: true, ReadOnly: true})
+		db, err := open(path, &bbolt.Options{Timeout: time.Second, NoStatistics: true, ReadOnly: true})
 		if err != nil {
 			return err
 		}
@@ -162,7 +180,7 @@ func Salvage(path string, buckets []string, row func(bucket string, key, value [
 // InUse reports whether a program has a file open for writing.
 func InUse(path string) bool {
 	err := log.Guard(func() error {
-		db, err := bbolt.Open(path, 0o600, &bbolt.Options{ReadOnly: true, NoStatistics: true, Timeout: 1})
+		db, err := open(path, &bbolt.Options{ReadOnly: true, NoStatistics: true, Timeout: 1})
 		if err == nil {
 			err = db.Close()
 		}
