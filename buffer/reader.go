@@ -214,12 +214,14 @@ func (o *Outbox) fill(dst []Delivery) (n int, err error) {
 	now := clock.raw.Now()
 	var done []seen
 	var lost uint64 // copies up to here are nowhere to be found
+	committed := now.Add(o.rd.made - up)
 	for n < len(dst) && taken+1 < next && taken < limit {
 		if o.rd.block == nil {
 			if lost, err = o.turn(taken, next); err != nil || lost > taken {
 				break
 			}
 			done = append(done, seen{o.rd.block.First, max(o.rd.next, taken+1), o.rd.last})
+			committed = now.Add(o.rd.made - up)
 		}
 		rec, off := o.rd.block.RecordAt(o.rd.off)
 		o.rd.off = off
@@ -229,7 +231,7 @@ func (o *Outbox) fill(dst []Delivery) (n int, err error) {
 			break
 		}
 		d := &dst[n]
-		found, err := parseRecord(rec, o.id, now.Add(o.rd.made-up), d)
+		found, err := parseRecord(rec, o.id, committed, d)
 		if err != nil || !found {
 			continue // of other outboxes; a malformed one shows as a short block
 		}
@@ -336,7 +338,9 @@ func (o *Outbox) handOut(dst []Delivery, taken uint64, done []seen, now time.Tim
 			o.settle(d.Ordinal, DroppedExpired)
 			continue
 		}
-		dst[n] = *d
+		if d != &dst[n] {
+			dst[n] = *d
+		}
 		n++
 	}
 	if n < len(dst) {
