@@ -25,6 +25,10 @@ type lane struct {
 	passed int // copies of other lanes that went before while this one waited
 }
 
+// handOutBytes is how much of one outbox is handed out at a time: what is large must
+// not make a reader hold as many as it has places for.
+const handOutBytes = 1 << 20
+
 // guard is how many copies of higher classes may pass a waiting lane before it
 // has a turn.
 const guard = 1024
@@ -102,8 +106,8 @@ func (r *Reader) wake() {
 	}
 }
 
-// Next fills dst with the next copies and returns how many, at least one; it
-// blocks until there is one or ctx ends. A copy that expired before it was ever
+// Next fills dst with the next copies, to about 1 MiB, and returns how many, at least
+// one; it blocks until there is one or ctx ends. A copy that expired before it was ever
 // handed out is settled as DroppedExpired instead. A copy of a higher class goes
 // first; after 1,024 of those, a class that waits has a turn. An outbox has at most
 // 65,535 copies handed out and unsettled.
@@ -215,7 +219,7 @@ func (o *Outbox) fill(dst []Delivery) (n int, err error) {
 	var done []seen
 	var lost uint64 // copies up to here are nowhere to be found
 	committed := now.Add(o.rd.made - up)
-	for n < len(dst) && taken+1 < next && taken < limit {
+	for size := 0; n < len(dst) && taken+1 < next && taken < limit && size < handOutBytes; {
 		if o.rd.block == nil {
 			if lost, err = o.turn(taken, next); err != nil || lost > taken {
 				break
@@ -240,6 +244,7 @@ func (o *Outbox) fill(dst []Delivery) (n int, err error) {
 		if ordinal > taken {
 			d.Outbox, d.Ordinal = o, ordinal
 			taken = ordinal
+			size += len(rec)
 			n++
 		}
 		if ordinal == o.rd.last {

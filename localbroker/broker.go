@@ -115,23 +115,29 @@ type Broker struct {
 	options Options
 	log     *slog.Logger
 
-	index    index
-	retained retained
-	stats    counters
-	blocks   packet.Blocks
-	buffers  sync.Pool // of *[]byte, for writes
-	fanouts  sync.Pool // of *fanout, for publishes of the gateway itself
+	index      index
+	retained   retained
+	retaining  retaining
+	stats      counters
+	blocks     packet.Blocks
+	buffers    sync.Pool // of *[]byte, for writes
+	deliveries sync.Pool // of *[takeAtOnce]buffer.Delivery
+	fanouts    sync.Pool // of *fanout, for publishes of the gateway itself
 
 	stamps     atomic.Uint64 // given to publishes in the order in which they became durable
 	marker     marker
 	drops      drops
-	bereft     []*session // have just a will; until Run
+	left       []*session // whose clients were connected when the process died; until Run
 	background background // goroutines beside those of connections
+
+	making sync.Mutex // held over the write that makes outboxes of sessions durable
 
 	mu        sync.Mutex // guards what follows
 	listeners []net.Listener
 	sessions  map[string]*session // by client id; of clients that are connected, or whose session is kept
 	claims    map[string]*conn    // of clients that are connected or about to be, by client id
+	bereft    []*session          // have just a will that is due
+	gone      []goneWill          // wills of which it is not stored yet that they are gone
 	conns     map[*conn]struct{}  // open connections
 	addresses map[netip.Addr]int  // how many of them come from an address
 	closing   bool
@@ -154,6 +160,7 @@ func New(o Options) *Broker {
 		conns:     make(map[*conn]struct{}),
 		addresses: make(map[netip.Addr]int),
 	}
+	b.deliveries.New = func() any { return new([takeAtOnce]buffer.Delivery) }
 	b.buffers.New = func() any { buf := make([]byte, 0, writeSize); return &buf }
 	b.fanouts.New = func() any { return new(fanout) }
 	b.stats.started = time.Now()
@@ -216,10 +223,11 @@ func (b *Broker) Run(ctx context.Context) error {
 	b.mu.Lock()
 	listeners := b.listeners
 	b.mu.Unlock()
-	for _, s := range b.bereft { // before their clients come back
-		b.publishPending(ctx, s)
+	b.publishBereft(ctx)       // before their clients come back
+	for _, s := range b.left { // or the next start would think the same
+		b.record(s.change(s.kept.expiry, true))
 	}
-	b.bereft = nil
+	b.left = nil
 	var accepting sync.WaitGroup
 	for i, ln := range listeners {
 		accepting.Go(func() { b.accept(ctx, ln, b.options.Listeners[i]) })
@@ -242,7 +250,9 @@ func (b *Broker) Run(ctx context.Context) error {
 		c.end(packet.Errorf(packet.ServerShuttingDown, "the broker stops"))
 	}
 	b.connections.Wait()
+	b.publishBereft(context.WithoutCancel(ctx)) // what could not be stored, for the last time
 	b.background.wait()
+	b.forgetWills()
 	b.mu.Lock()
 	b.listeners = nil
 	b.mu.Unlock()

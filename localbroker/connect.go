@@ -113,14 +113,14 @@ func (c *conn) admit(ctx context.Context, p *packet.Connect) error {
 	if err := c.claim(ctx, id); err != nil {
 		return err
 	}
-	present, err := c.begin(ctx, id, p.CleanStart, expiry)
+	present, err := c.begin(ctx, id, p.CleanStart, expiry > 0)
 	if err != nil {
 		return err
 	}
 	s := c.session
 	c.b.publishDue(ctx, s, time.Now())
 	s.setRights(rights)
-	if err := c.leaveWill(ctx, will); err != nil {
+	if err := c.moveIn(ctx, will, expiry); err != nil {
 		return err
 	}
 
@@ -233,20 +233,22 @@ func (c *conn) unclaim() {
 	}
 }
 
-// begin gives the connection its session: the one there is, or a new one. The client
-// id is claimed.
-func (c *conn) begin(ctx context.Context, id string, clean bool, expiry time.Duration) (present bool, err error) {
+// begin gives the connection its session: the one there is, or a new one, which is
+// kept or not. The client id is claimed.
+func (c *conn) begin(ctx context.Context, id string, clean, keep bool) (present bool, err error) {
 	b := c.b
 	b.mu.Lock()
 	s := b.sessions[id]
 	b.mu.Unlock()
 	if s != nil && (clean || s.expired(time.Now())) {
-		b.endSession(ctx, s)
+		if err := b.endSession(ctx, s); err != nil {
+			return false, notStored(ctx, "the end of the earlier session", err)
+		}
 		s = nil
 	}
-	present = s != nil
-	if !present {
-		if s, err = b.newSession(id, expiry > 0); err != nil {
+	c.resumes = s != nil
+	if !c.resumes {
+		if s, err = b.newSession(id, keep); err != nil {
 			return false, err
 		}
 	}
@@ -255,12 +257,45 @@ func (c *conn) begin(ctx context.Context, id string, clean bool, expiry time.Dur
 	}
 	s.publisher = c.publisher
 	c.session = s
-	if s.kept != nil {
-		c.resumes, c.was = present, s.kept.expiry
-		s.kept.expiry = expiry
-		b.recordSession(s, false)
+	return c.resumes, nil
+}
+
+// moveIn makes durable that the session has its client, and the will of the connection
+// in the place of an earlier one.
+func (c *conn) moveIn(ctx context.Context, w *will, expiry time.Duration) error {
+	b, s := c.b, c.session
+	s.mu.Lock()
+	earlier := s.will
+	s.mu.Unlock()
+	c.will = w
+	if st := b.options.State; st != nil {
+		var changes []change
+		if s.kept != nil {
+			changes = append(changes, s.change(expiry, false))
+		}
+		if w != nil {
+			w.id = newSessionID()
+			changes = append(changes, w.change(s.id))
+		}
+		if err := st.store(ctx, changes...); err != nil {
+			return notStored(ctx, "the session or its will", err)
+		}
 	}
-	return present, nil
+	if s.kept != nil {
+		s.kept.expiry = expiry
+	}
+	if earlier != nil && w == nil {
+		b.willIsDone(s.id, earlier.id)
+	}
+	return nil
+}
+
+// notStored is the end of a connection for which something could not be stored.
+func notStored(ctx context.Context, what string, err error) error {
+	if ctx.Err() != nil { // nobody waits for it any more
+		return context.Cause(ctx)
+	}
+	return packet.Errorf(refusal(err), "%s could not be stored: %v", what, err)
 }
 
 // newSession makes a session for a client id that has none.

@@ -15,47 +15,52 @@ import (
 func (s *session) expired(now time.Time) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.kept != nil && !s.leftAt.IsZero() && now.Sub(s.leftAt) >= s.kept.expiry
+	return s.over(now)
+}
+
+// over is expired with s.mu held. What has ended is over, though it may not be stored
+// yet that it has.
+func (s *session) over(now time.Time) bool {
+	return s.ended || s.kept != nil && !s.leftAt.IsZero() && now.Sub(s.leftAt) >= s.kept.expiry
 }
 
 // record notes a change that nobody waits for.
-func (b *Broker) record(kind byte, payload []byte) {
-	err := b.options.State.record(context.Background(), buffer.Local, kind, payload, noReceipt{})
+func (b *Broker) record(c change) {
+	err := b.options.State.record(context.Background(), buffer.Local, c.kind, c.payload, noReceipt{})
 	if err != nil {
-		b.log.Error("a change of a session could not be stored", "kind", string(rune(kind)), "err", err)
+		b.log.Error("a change of a session could not be stored", "kind", string(rune(c.kind)), "err", err)
 	}
 }
 
-// recordSession notes that a session is there, and whether its client is.
-func (b *Broker) recordSession(s *session, left bool) {
+// change is what the state has of a session that is kept, and of whether its client
+// has left.
+func (s *session) change(expiry time.Duration, left bool) change {
 	ago := time.Duration(0)
-	if left {
-		s.mu.Lock()
+	if s.mu.Lock(); left && !s.leftAt.IsZero() {
 		ago = time.Since(s.leftAt)
-		s.mu.Unlock()
 	}
-	one := savedSession{client: s.id, id: s.kept.id, expiry: s.kept.expiry, left: left, since: b.options.State.buffer.Stamp(ago)}
-	b.record(changeSession, one.append(appendText(nil, s.id)))
+	s.mu.Unlock()
+	one := savedSession{client: s.id, id: s.kept.id, expiry: expiry, left: left, since: s.b.options.State.buffer.Stamp(ago)}
+	return change{changeSession, one.append(appendText(nil, s.id))}
 }
 
 // giveBackSession leaves a session as it was before a connection that wanted it and
 // was never let in.
 func (b *Broker) giveBackSession(s *session, c *conn) {
-	s.kept.expiry = c.was
-	b.recordSession(s, true)
+	b.record(s.change(s.kept.expiry, true))
 	c.will.takeBack(c)
 	s.mu.Lock()
 	earlier := s.will
 	s.mu.Unlock()
 	if c.will != nil && earlier != nil { // what was stored of it is gone
-		b.record(changeWill, earlier.record(s.id))
+		b.record(earlier.change(s.id))
 	}
 }
 
 // leaveSession keeps a session for when its client comes back.
 func (b *Broker) leaveSession(ctx context.Context, s *session, c *conn) {
 	s.detach(c)
-	b.recordSession(s, true)
+	b.record(s.change(s.kept.expiry, true))
 	w := c.will
 	switch {
 	case w == nil:
@@ -69,29 +74,40 @@ func (b *Broker) leaveSession(ctx context.Context, s *session, c *conn) {
 }
 
 // endSession ends a session for good. Only the one who has claimed its client id, or
-// its last connection, calls it.
-func (b *Broker) endSession(ctx context.Context, s *session) {
+// its last connection, calls it. With an error, which is logged, it will get nothing
+// more, but it has to be ended again: until it is stored that it has ended, a restart
+// would bring it back.
+func (b *Broker) endSession(ctx context.Context, s *session) error {
+	for filter := range s.subscriptions {
+		share, _ := topic.SplitShared(filter)
+		s.shared = s.shared || share != ""
+	}
+	s.end()
+	if s.kept != nil {
+		if err := s.kept.finish(ctx, s.shared); err != nil {
+			b.log.Error("the end of a session could not be stored", "client", s.id, "err", err)
+			return err
+		}
+	}
 	b.mu.Lock()
 	if b.sessions[s.id] == s {
 		delete(b.sessions, s.id)
 	}
 	b.mu.Unlock()
-	shared := false
-	for filter := range s.subscriptions {
-		share, _ := topic.SplitShared(filter)
-		shared = shared || share != ""
-	}
-	s.end()
-	k := s.kept
-	if k == nil {
-		return
-	}
+	b.publishPending(ctx, s)
+	return nil
+}
+
+// finish makes it durable that the session has ended, and removes what waits for it.
+func (k *kept) finish(ctx context.Context, shared bool) error {
+	st := k.s.b.options.State
 	if shared {
-		k.passOn(ctx)
+		if err := k.passOn(ctx); err != nil {
+			return err
+		}
 	}
-	st := b.options.State
-	if err := st.store(ctx, changeEnd, binary.AppendUvarint(appendText(nil, s.id), k.id)); err != nil {
-		b.log.Error("the end of a session could not be stored", "client", s.id, "err", err)
+	if err := st.store(ctx, change{changeEnd, binary.AppendUvarint(appendText(nil, k.s.id), k.id)}); err != nil {
+		return err
 	}
 	k.reading.Lock()
 	k.owner = nil
@@ -99,23 +115,23 @@ func (b *Broker) endSession(ctx context.Context, s *session) {
 		k.reader.Close()
 	}
 	k.reading.Unlock()
-	if err := st.buffer.Remove(k.outboxes()...); err != nil {
-		b.log.Error("what waited for a session could not be removed; the next start does it", "client", s.id, "err", err)
+	if err := st.buffer.Remove(k.end()...); err != nil {
+		k.s.b.log.Error("what waited for a session could not be removed; the next start does it", "client", k.s.id, "err", err)
 	}
-	b.publishPending(ctx, s)
+	return nil
 }
 
 // passOn gives what the session has through shared subscriptions, and has not sent,
 // to other members: MQTT 5 §4.8.2. What was sent with QoS 2 must not go to them
 // [MQTT-4.8.2-5].
-func (k *kept) passOn(ctx context.Context) {
+func (k *kept) passOn(ctx context.Context) error {
 	k.reading.Lock()
 	defer k.reading.Unlock()
 	b := k.s.b
 	if k.reader == nil {
 		r, err := b.options.State.buffer.ReaderFunc(func() {})
 		if err != nil {
-			return
+			return err
 		}
 		k.reader = r
 	}
@@ -126,38 +142,62 @@ func (k *kept) passOn(ctx context.Context) {
 	k.mu.Unlock()
 	for _, l := range added {
 		if err := k.reader.Add(l.outbox); err != nil {
-			return
+			return err
 		}
 	}
 	k.reader.Rewind()
+	ctx = context.WithoutCancel(ctx) // whoever ends the session, others get what is theirs
+	var space [takeAtOnce]buffer.Delivery
 	for {
-		n, err := k.reader.TryNext(k.space[:])
-		if err != nil || n == 0 {
-			if err != nil {
-				b.log.Error("what waited for a session could not be read", "client", k.s.id, "err", err)
-			}
-			return
+		n, err := k.reader.TryNext(space[:])
+		if err != nil {
+			return err
 		}
-		for i := range k.space[:n] {
-			d := &k.space[i]
-			if len(d.Topic) > 0 && d.Topic[0] == 0 && !(d.Dup && d.QoS == 2) && k.pass(ctx, d) {
-				d.Outbox.Settle(d.Ordinal, buffer.Moved)
-			} else {
-				d.Outbox.Settle(d.Ordinal, buffer.DroppedEnded)
+		if n == 0 {
+			return nil
+		}
+		// All of them are appended before the first is waited for.
+		var passed [takeAtOnce]passed
+		for i := range space[:n] {
+			d := &space[i]
+			passed[i].out = buffer.DroppedEnded
+			if len(d.Topic) > 0 && d.Topic[0] == 0 && !(d.Dup && d.QoS == 2) {
+				passed[i] = k.pass(ctx, d)
 			}
-			*d = buffer.Delivery{}
+		}
+		for i := range space[:n] {
+			if err := passed[i].wait(); err != nil {
+				return err
+			}
+			space[i].Outbox.Settle(space[i].Ordinal, passed[i].out)
+			space[i] = buffer.Delivery{}
 		}
 	}
 }
 
-// pass gives one copy to another member of its shared subscription, and reports
-// whether there is one.
-func (k *kept) pass(ctx context.Context, d *buffer.Delivery) bool {
+// passed is what became of a copy that was to go to another member of its shared
+// subscription.
+type passed struct {
+	out    buffer.Outcome
+	stored *await // nil: it need not be stored
+	err    error
+}
+
+func (p *passed) wait() error {
+	if p.err == nil && p.stored != nil {
+		p.err = <-p.stored.done
+	}
+	return p.err
+}
+
+// pass gives one copy to another member of its shared subscription, if there is one
+// that takes it.
+func (k *kept) pass(ctx context.Context, d *buffer.Delivery) passed {
 	b := k.s.b
 	filter, name := splitShare(d.Topic)
 	sub := b.index.another(filter)
 	if sub == nil || !sub.session.mayReceive(name) {
-		return false
+		return passed{out: buffer.DroppedEnded}
 	}
 	m := &Message{Topic: name, Payload: d.Payload, Props: packet.Properties(d.Props).Without(packet.SubscriptionID), QoS: d.QoS, Retain: d.Retain, Expiry: d.Expiry, Received: time.Now().Add(-d.Age()), Urgent: true}
 	next := delivery{m: m, qos: min(d.QoS, sub.qos), retain: d.Retain && sub.retainAsPublished, ids: sub.ids, group: sub.group}
@@ -166,19 +206,19 @@ func (k *kept) pass(ctx context.Context, d *buffer.Delivery) bool {
 		if wake {
 			s.wake()
 		}
-		return taken
+		if taken {
+			return passed{out: buffer.Moved}
+		}
+		return passed{out: buffer.DroppedEnded}
 	}
 	c, err := sub.session.kept.copy(&next, d.Outbox.Class())
 	if err != nil {
-		return false
+		return passed{err: err}
 	}
 	var out buffer.Message
 	m.durable(&out, []buffer.Copy{c})
-	a := await{make(chan error, 1)}
-	if err := b.options.Buffer.Append(ctx, d.Outbox.Class(), &out, a); err != nil {
-		return false
-	}
-	return <-a.done == nil
+	stored := &await{make(chan error, 1)}
+	return passed{out: buffer.Moved, stored: stored, err: b.options.Buffer.Append(ctx, d.Outbox.Class(), &out, *stored)}
 }
 
 // tidyEvery is how often sessions and retained messages are looked at that expire.
@@ -193,7 +233,11 @@ func (b *Broker) tidy(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case now := <-tick.C:
-			b.tidySessions(ctx, now)
+			_ = b.guard("sessions that expire", func() {
+				b.publishBereft(ctx)
+				b.forgetWills()
+				b.tidySessions(ctx, now)
+			})
 			topics := b.retained.expire(now)
 			if st := b.options.State; st != nil && len(topics) > 0 {
 				if err := st.forgetRetained(topics); err != nil {
@@ -214,8 +258,7 @@ func (b *Broker) tidySessions(ctx context.Context, now time.Time) {
 			continue
 		}
 		s.mu.Lock()
-		over := !s.leftAt.IsZero() && now.Sub(s.leftAt) >= s.kept.expiry
-		if over || s.will != nil && !now.Before(s.will.at) {
+		if s.over(now) || s.will != nil && !now.Before(s.will.at) {
 			due = append(due, s)
 		}
 		s.mu.Unlock()
@@ -232,13 +275,7 @@ func (b *Broker) tidySessions(ctx context.Context, now time.Time) {
 		if !free {
 			continue // the client has come back
 		}
-		if s.expired(now) {
-			b.log.Debug("session expired", "client", s.id)
-			b.stats.sessionsExpired.Add(1)
-			b.endSession(ctx, s)
-		} else {
-			b.publishDue(ctx, s, now)
-		}
+		b.tidySession(ctx, s, now)
 		b.mu.Lock()
 		if b.claims[s.id] == c {
 			delete(b.claims, s.id)
@@ -248,12 +285,26 @@ func (b *Broker) tidySessions(ctx context.Context, now time.Time) {
 	}
 }
 
+// tidySession ends a session or publishes its will. Its client id is claimed.
+func (b *Broker) tidySession(ctx context.Context, s *session, now time.Time) {
+	_ = b.guard("session that expires", func() {
+		if s.expired(now) {
+			b.log.Debug("session expired", "client", s.id)
+			b.stats.sessionsExpired.Add(1)
+			_ = b.endSession(ctx, s) // it is tried again until it is stored
+		} else {
+			b.publishDue(ctx, s, now)
+		}
+	})
+}
+
 // restore makes what was saved.
 func (b *Broker) restore(all saved) {
 	st := b.options.State
 	now := time.Now()
 	for i := range all.retained {
 		m := &all.retained[i].Message
+		m.ClientID = all.retained[i].user // for those who do not want their own
 		m.Received = now.Add(-st.buffer.Age(all.retained[i].since))
 		if _, _, ok := m.expiresIn(now); ok {
 			b.retained.set(m)
@@ -265,6 +316,8 @@ func (b *Broker) restore(all saved) {
 		s.kept = &kept{s: s, id: one.id, expiry: min(one.expiry, b.limits.SessionExpiry)}
 		if one.left {
 			s.leftAt = now.Add(-st.buffer.Age(one.since))
+		} else {
+			b.left = append(b.left, s)
 		}
 		for _, o := range outboxes[outboxName(s.id, one.id)] {
 			s.kept.add(o)
@@ -280,13 +333,14 @@ func (b *Broker) restore(all saved) {
 				sub.ids = []uint32{saved.id}
 			}
 			s.subscriptions[sub.filter] = sub
+			s.filterBytes += len(sub.filter)
 			b.index.replace(nil, sub)
 		}
 		for id, class := range all.ids[one.id] {
 			if s.inbound == nil {
-				s.inbound = make(map[uint16]*inbound)
+				s.inbound = make(map[uint16]inbound)
 			}
-			s.inbound[id] = &inbound{class: class, durable: true}
+			s.inbound[id] = inbound{class: class, durable: true}
 		}
 		b.sessions[s.id] = s
 	}

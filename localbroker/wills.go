@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"strings"
 	"time"
 
+	"github.com/fieldferry/fieldferry/buffer"
 	"github.com/fieldferry/fieldferry/localbroker/packet"
 	"github.com/fieldferry/fieldferry/localbroker/topic"
 )
@@ -46,31 +48,10 @@ type pendingWill struct {
 	at time.Time
 }
 
-// leaveWill makes the will of the connection durable, and takes back that of an
-// earlier one.
-func (c *conn) leaveWill(ctx context.Context, w *will) error {
-	st, s := c.b.options.State, c.session
-	s.mu.Lock()
-	earlier := s.will
-	s.mu.Unlock()
-	c.will = w
-	switch {
-	case st == nil:
-	case w != nil:
-		w.id = newSessionID()
-		if err := st.store(ctx, changeWill, w.record(s.id)); err != nil {
-			return packet.Errorf(refusal(err), "the will could not be stored: %v", err)
-		}
-	case earlier != nil:
-		c.b.willIsDone(s.id, earlier.id)
-	}
-	return nil
-}
-
-// record is the will as a change has it.
-func (w *will) record(client string) []byte {
+// change is what the state has of the will.
+func (w *will) change(client string) change {
 	saved := savedMessage{Message: *w.m, delay: w.delay, user: w.user, id: w.id}
-	return saved.append(appendText(nil, client))
+	return change{changeWill, saved.append(appendText(nil, client))}
 }
 
 // takeBack ends the will of a client that has said goodbye.
@@ -80,20 +61,88 @@ func (w *will) takeBack(c *conn) {
 	}
 }
 
-// willIsDone notes in the state that a will was published or taken back.
-func (b *Broker) willIsDone(client string, id uint64) {
-	if st := b.options.State; st != nil && id != 0 {
-		b.record(changeNoWill, binary.AppendUvarint(appendText(nil, client), id))
+// takeBackWill ends the will of a client that says goodbye. The connection is closed
+// when that is stored, so that the client can know.
+func (c *conn) takeBackWill(ctx context.Context) {
+	w := c.will
+	c.will = nil
+	if w == nil || w.id == 0 {
+		return
+	}
+	record := binary.AppendUvarint(appendText(nil, c.session.id), w.id)
+	if c.b.options.State.store(ctx, change{changeNoWill, record}) != nil {
+		w.takeBack(c) // once more, and again later
 	}
 }
 
-// willWasPublished is willIsDone for a will that was published or could not be. One
-// that could not is as any other publish that is refused.
-func (b *Broker) willWasPublished(client string, id uint64, err error) {
-	if err != nil {
-		b.log.Error("a will could not be published", "client", client, "err", err)
+// willIsDone notes in the state that a will was published or taken back.
+func (b *Broker) willIsDone(client string, id uint64) {
+	st := b.options.State
+	if st == nil || id == 0 {
+		return
 	}
-	b.willIsDone(client, id)
+	gone := goneWill{b, client, id}
+	record := binary.AppendUvarint(appendText(nil, client), id)
+	if err := st.record(context.Background(), buffer.Local, changeNoWill, record, gone); err != nil {
+		gone.Stored(err)
+	}
+}
+
+// goneWill is the receipt for that a will was published or taken back. Until it is
+// stored, a restart would publish the will.
+type goneWill struct {
+	b      *Broker
+	client string
+	id     uint64
+}
+
+func (g goneWill) Stored(err error) {
+	if err == nil || errors.Is(err, buffer.ErrClosed) {
+		return
+	}
+	g.b.mu.Lock()
+	defer g.b.mu.Unlock()
+	g.b.gone = append(g.b.gone, g)
+}
+
+// forgetWills stores what could not be stored before.
+func (b *Broker) forgetWills() {
+	b.mu.Lock()
+	gone := b.gone
+	b.gone = nil
+	b.mu.Unlock()
+	for _, g := range gone {
+		b.willIsDone(g.client, g.id)
+	}
+}
+
+// willWasPublished is willIsDone for the will of a session that was published or could
+// not be. It was accepted with its connection, so what the disk did not take waits until
+// it does; one that nobody takes is as any other publish that is refused.
+func (b *Broker) willWasPublished(s *session, w *will, err error) {
+	if err != nil {
+		b.log.Error("a will could not be published", "client", s.id, "err", err)
+	}
+	if !errors.Is(err, buffer.ErrFull) && !errors.Is(err, buffer.ErrFailed) {
+		b.willIsDone(s.id, w.id)
+		return
+	}
+	left := &session{b: b, id: s.id, will: &pendingWill{will: w}}
+	left.rights.Store(s.rights.Load())
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.bereft = append(b.bereft, left)
+}
+
+// publishBereft publishes the wills that are all that is left of a session.
+func (b *Broker) publishBereft(ctx context.Context) {
+	b.mu.Lock()
+	bereft := b.bereft
+	b.bereft = nil
+	b.mu.Unlock()
+	for _, s := range bereft {
+		b.publishPending(ctx, s)
+	}
 }
 
 // publishWill sends the will, if the client did not take it back.
@@ -109,11 +158,11 @@ func (c *conn) publishWill(ctx context.Context) {
 	m := &publish{Message: *w.m, c: c, kind: isWill, released: released}
 	c.will = nil
 	m.Received = time.Now()
-	client := c.session.id
+	s := c.session
 	// Not when it is released: an append may wait for what that is a part of.
 	c.b.background.begin(func() {
 		<-released
-		c.b.willWasPublished(client, w.id, m.err)
+		c.b.willWasPublished(s, w, m.err)
 	})
 	c.accept(ctx, m)
 }
@@ -138,7 +187,7 @@ func (b *Broker) publishPending(ctx context.Context, s *session) {
 	if err := b.Publish(ctx, &m, stored); err != nil {
 		stored.done <- err
 	}
-	b.background.begin(func() { b.willWasPublished(s.id, w.id, <-stored.done) })
+	b.background.begin(func() { b.willWasPublished(s, w.will, <-stored.done) })
 }
 
 // publishDue is publishPending if the time has come.

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime/pprof"
 	"strconv"
 	"strings"
 	"syscall"
@@ -151,6 +152,17 @@ func serveCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "serve FILE", Hidden: true, Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if profile := os.Getenv("FIELDBENCH_PROFILE"); profile != "" { // of the broker, not of the load
+				f, err := os.CreateTemp(profile, "cpu-*.prof")
+				if err != nil {
+					return err
+				}
+				defer f.Close()
+				if err := pprof.StartCPUProfile(f); err != nil {
+					return err
+				}
+				defer pprof.StopCPUProfile()
+			}
 			c, problems := config.Load(args[0], config.Options{})
 			for _, p := range problems {
 				if !p.Warning {
