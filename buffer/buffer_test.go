@@ -323,3 +323,60 @@ func TestMakeOutboxesInOneWrite(t *testing.T) {
 		t.Errorf("%d outboxes", n)
 	}
 }
+
+// One message may have several copies for a destination.
+func TestSeveralCopiesOfOneMessage(t *testing.T) {
+	dir := t.TempDir()
+	b := reopen(t, dir)
+	o, other, done := outbox(t, b, "o", Local), outbox(t, b, "other", Local), make(receipt, 1)
+	var want []string
+	for i := range 20 {
+		m := &Message{Topic: fmt.Sprint(i), Urgent: i%5 == 0, Copies: []Copy{{Outbox: o, Topic: fmt.Sprint(i, ".1")}, {Outbox: other}, {Outbox: o, Topic: fmt.Sprint(i, ".2")}}}
+		if i%3 == 0 {
+			m.Copies = m.Copies[:2]
+		}
+		for _, c := range m.Copies {
+			if c.Outbox == o {
+				want = append(want, c.Topic)
+			}
+		}
+		if err := b.Append(t.Context(), Local, m, done); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+	}
+	check := func(from int, batch int) {
+		t.Helper()
+		r, err := b.Reader(outbox(t, b, "o", Local))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		dst := make([]Delivery, batch)
+		for from < len(want) {
+			n, err := r.TryNext(dst)
+			if err != nil || n == 0 {
+				t.Fatalf("%d of %d copies: %v", from, len(want), err)
+			}
+			for _, d := range dst[:n] {
+				if d.Topic != want[from] || d.Ordinal != uint64(from+1) {
+					t.Fatalf("copy %d is %s, want %s", d.Ordinal, d.Topic, want[from])
+				}
+				from++
+			}
+		}
+	}
+	check(0, 1) // ends within a record each time
+	check(0, 7)
+	o.Settle(1, Delivered)
+	o.Settle(2, Delivered) // the first of two
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+	b = reopen(t, dir)
+	defer b.Close()
+	check(2, 5)
+	balance(t, outbox(t, b, "o", Local), Ledger{Accepted: uint64(len(want)), Delivered: 2, Stored: uint64(len(want) - 2)})
+}

@@ -61,20 +61,22 @@ func yieldBlock(b *log.Block, wanted map[uint32]*wantedCopies, yield func(Delive
 	}
 	for _, rec := range b.Records() {
 		for _, w := range here {
-			d := Delivery{Outbox: w.outbox}
-			if found, err := parseRecord(rec, w.outbox.id, b.Wall, &d); err != nil || !found || len(w.spans) == 0 {
-				continue
-			}
-			d.Ordinal = w.spans[0].first
-			if w.spans[0].first++; w.spans[0].first > w.spans[0].last {
-				w.spans = w.spans[1:]
-			}
-			if !w.open.has(d.Ordinal) {
-				continue
-			}
-			w.open = w.open.without(runs{{d.Ordinal, d.Ordinal}}) // it may stand in two generations
-			if !yield(d, nil) {
-				return false
+			for nth := 0; len(w.spans) > 0; nth++ {
+				d := Delivery{Outbox: w.outbox}
+				if copies, err := parseRecord(rec, w.outbox.id, nth, b.Wall, &d); err != nil || nth >= copies {
+					break
+				}
+				d.Ordinal = w.spans[0].first
+				if w.spans[0].first++; w.spans[0].first > w.spans[0].last {
+					w.spans = w.spans[1:]
+				}
+				if !w.open.has(d.Ordinal) {
+					continue
+				}
+				w.open = w.open.without(runs{{d.Ordinal, d.Ordinal}}) // it may stand in two generations
+				if !yield(d, nil) {
+					return false
+				}
 			}
 		}
 	}

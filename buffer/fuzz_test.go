@@ -32,7 +32,7 @@ func FuzzRecord(f *testing.F) {
 		}
 		for _, id := range ids[:min(len(ids), 100)] {
 			var d Delivery
-			found, err := parseRecord(rec, id, now, &d)
+			found, err := parseRecord(rec, id, 0, now, &d)
 			if (err == nil) != (all == nil) {
 				t.Fatalf("copy for %d: %v; all copies: %v", id, err, all)
 			}

@@ -17,7 +17,7 @@ type Message struct {
 	Enqueued time.Time     // zero is when it is committed
 	Expiry   time.Duration // from Enqueued; 0 is never; kept in ms
 	Urgent   bool          // commit at once with whatever is waiting, do not linger
-	Copies   []Copy        // one for each destination; of one class
+	Copies   []Copy        // one for each destination, or several, which are told apart by their order; of one class
 }
 
 // A Copy is a message on its way to one destination.
@@ -214,11 +214,12 @@ func copiesOf(rec []byte, fn func(outbox uint32)) error {
 	return nil
 }
 
-// parseRecord finds the copy for one outbox in a record that was committed at a
-// time. It returns false if the record has none.
-func parseRecord(rec []byte, outbox uint32, committed time.Time, out *Delivery) (bool, error) {
+// parseRecord finds the nth copy for one outbox, from 0, in a record that was committed
+// at a time. It returns how many there are; if that is not more than nth, out is not
+// set.
+func parseRecord(rec []byte, outbox uint32, nth int, committed time.Time, out *Delivery) (copies int, err error) {
 	if len(rec) == 0 {
-		return false, nil // a rewriting has left it
+		return 0, nil // a rewriting has left it
 	}
 	d := decoder{p: rec}
 	f := d.byte()
@@ -232,7 +233,6 @@ func parseRecord(rec []byte, outbox uint32, committed time.Time, out *Delivery) 
 	if f&flagProps != 0 {
 		props = d.bytes()
 	}
-	found := false
 	var copyFlags byte
 	for n := d.uvarint(); n > 0 && !d.bad; n-- {
 		id, cf := d.outbox(), d.byte()
@@ -244,14 +244,17 @@ func parseRecord(rec []byte, outbox uint32, committed time.Time, out *Delivery) 
 			cp = d.bytes()
 		}
 		if id == outbox {
-			found, copyFlags, copyTopic, copyProps = true, cf, ct, cp
+			if copies == nth {
+				copyFlags, copyTopic, copyProps = cf, ct, cp
+			}
+			copies++
 		}
 	}
 	if d.bad {
-		return false, errRecord
+		return 0, errRecord
 	}
-	if !found {
-		return false, nil
+	if copies <= nth {
+		return copies, nil
 	}
 	if copyTopic != nil {
 		topic = copyTopic
@@ -270,5 +273,5 @@ func parseRecord(rec []byte, outbox uint32, committed time.Time, out *Delivery) 
 	out.Retain = copyFlags&flagRetain != 0
 	out.Enqueued = committed.Add(-time.Duration(age) * time.Millisecond)
 	out.Expiry = time.Duration(expiry) * time.Millisecond
-	return true, nil
+	return copies, nil
 }

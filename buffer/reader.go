@@ -38,6 +38,7 @@ type readerSide struct {
 	after log.Seq // blocks up to here are done
 	block *log.Block
 	off   int           // of the next record in block
+	nth   int           // copy of the outbox in that record
 	next  uint64        // ordinal of the next copy in block
 	last  uint64        // of the last
 	made  time.Duration // when block was committed, as an uptime of this boot
@@ -226,15 +227,18 @@ func (o *Outbox) fill(dst []Delivery) (n int, err error) {
 			done = append(done, seen{o.rd.block.First, max(o.rd.next, taken+1), o.rd.last})
 		}
 		rec, off := o.rd.block.RecordAt(o.rd.off)
-		o.rd.off = off
 		if rec == nil {
 			lost = o.rd.last // the block ends before its span does
 			o.leaveBlock()
 			break
 		}
 		d := &dst[n]
-		found, err := parseRecord(rec, o.id, now.Add(o.rd.made-up), d)
-		if err != nil || !found {
+		nth := o.rd.nth
+		copies, err := parseRecord(rec, o.id, nth, now.Add(o.rd.made-up), d)
+		if o.rd.nth++; o.rd.nth >= copies {
+			o.rd.off, o.rd.nth = off, 0
+		}
+		if err != nil || nth >= copies {
 			continue // of other outboxes; a malformed one shows as a short block
 		}
 		ordinal := o.rd.next

@@ -517,3 +517,26 @@ func TestSharedGoesOn(t *testing.T) {
 		t.Errorf("%+v", l)
 	}
 }
+
+// A client that has a subscription of its own and a share of another gets a message
+// through both.
+func TestSharedBesideOwn(t *testing.T) {
+	both(t, func(t *testing.T, v packet.Version) {
+		h := openHouse(t, t.TempDir(), houseOptions{})
+		sub, _ := keep(t, h.Broker, v, "sub")
+		sub.sub("t", "$share/g/t", "$share/h/t")
+		pub := connect(t, h.Broker, v, "pub")
+		for i := range 10 {
+			pub.publish("t", fmt.Sprint(i), 1, 1)
+			pub.expectAck(1)
+		}
+		for i := range 10 {
+			line := fmt.Sprintf("t=%d q1", i)
+			sub.want(line, line, line)
+		}
+		sub.nothing()
+		if l := h.buf.Stats().Ledger; l.Delivered != 30 || l.Difference() != 0 {
+			t.Errorf("%+v", l)
+		}
+	})
+}
