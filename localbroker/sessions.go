@@ -3,6 +3,7 @@ package localbroker
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"time"
 
 	"github.com/fieldferry/fieldferry/buffer"
@@ -126,9 +127,10 @@ func (k *kept) end(ctx context.Context, shared bool) error {
 // to other members: MQTT 5 §4.8.2. What was sent with QoS 2 must not go to them
 // [MQTT-4.8.2-5].
 func (k *kept) passOn(ctx context.Context) error {
-	k.reading.Lock()
-	defer k.reading.Unlock()
 	b := k.s.b
+	k.reading.Lock()
+	k.owner = nil // nobody else reads from now on
+	k.reading.Unlock()
 	if k.reader == nil {
 		r, err := b.options.State.buffer.ReaderFunc(func() {})
 		if err != nil {
@@ -136,7 +138,6 @@ func (k *kept) passOn(ctx context.Context) error {
 		}
 		k.reader = r
 	}
-	k.owner = nil
 	k.mu.Lock()
 	added := k.added
 	k.added = nil
@@ -149,18 +150,21 @@ func (k *kept) passOn(ctx context.Context) error {
 	k.reader.Rewind()
 	for {
 		n, err := k.reader.TryNext(k.space[:])
+		var stored [len(k.space)]chan error
 		for i := range k.space[:n] {
-			d := &k.space[i]
-			out := buffer.DroppedEnded
-			if err == nil && len(d.Topic) > 0 && d.Topic[0] == 0 && !(d.Dup && d.QoS == 2) {
-				var taken bool
-				if taken, err = k.pass(ctx, d); taken {
-					out = buffer.Moved
-				}
+			stored[i] = make(chan error, 1)
+			k.pass(ctx, &k.space[i], stored[i])
+		}
+		for i := range k.space[:n] {
+			d, out := &k.space[i], buffer.Moved
+			passed := <-stored[i]
+			if errors.Is(passed, errNobody) {
+				passed, out = nil, buffer.DroppedEnded
 			}
-			if err == nil {
+			if passed == nil {
 				d.Outbox.Settle(d.Ordinal, out)
 			}
+			err = errors.Join(err, passed)
 			*d = buffer.Delivery{}
 		}
 		if err != nil || n == 0 {
@@ -169,14 +173,22 @@ func (k *kept) passOn(ctx context.Context) error {
 	}
 }
 
-// pass gives one copy to another member of its shared subscription, and reports
-// whether there is one that takes it.
-func (k *kept) pass(ctx context.Context, d *buffer.Delivery) (taken bool, err error) {
+// errNobody says of a copy that there is nobody else to take it.
+var errNobody = errors.New("there is no other member")
+
+// pass gives one copy to another member of its shared subscription. How that ended is
+// sent to stored.
+func (k *kept) pass(ctx context.Context, d *buffer.Delivery, stored chan error) {
 	b := k.s.b
+	if len(d.Topic) == 0 || d.Topic[0] != 0 || d.Dup && d.QoS == 2 {
+		stored <- errNobody
+		return
+	}
 	filter, name := splitShare(d.Topic)
 	sub := b.index.another(filter)
 	if sub == nil || !sub.session.mayReceive(name) {
-		return false, nil
+		stored <- errNobody
+		return
 	}
 	m := &Message{Topic: name, Payload: d.Payload, Props: packet.Properties(d.Props).Without(packet.SubscriptionID), QoS: d.QoS, Retain: d.Retain, Expiry: d.Expiry, Received: time.Now().Add(-d.Age()), Urgent: true}
 	next := delivery{m: m, qos: min(d.QoS, sub.qos), retain: d.Retain && sub.retainAsPublished, ids: sub.ids, group: sub.group}
@@ -185,22 +197,22 @@ func (k *kept) pass(ctx context.Context, d *buffer.Delivery) (taken bool, err er
 		if wake {
 			s.wake()
 		}
-		return taken, nil
+		if taken {
+			stored <- nil
+		} else {
+			stored <- errNobody
+		}
+		return
 	}
 	c, err := sub.session.kept.copy(&next, d.Outbox.Class())
+	if err == nil {
+		var out buffer.Message
+		m.durable(&out, []buffer.Copy{c})
+		err = b.options.Buffer.Append(ctx, d.Outbox.Class(), &out, await{stored})
+	}
 	if err != nil {
-		return false, err
+		stored <- err
 	}
-	var out buffer.Message
-	m.durable(&out, []buffer.Copy{c})
-	a := await{make(chan error, 1)}
-	if err := b.options.Buffer.Append(ctx, d.Outbox.Class(), &out, a); err != nil {
-		return false, err
-	}
-	if err := <-a.done; err != nil {
-		return false, err
-	}
-	return true, nil
 }
 
 // tidyEvery is how often sessions and retained messages are looked at that expire.
