@@ -159,11 +159,11 @@ func (d mounted) Replace(id log.GenID, _ iter.Seq2[log.Seq, []byte]) error {
 
 func (f file) Put(first log.Seq, block []byte) error {
 	f.wait()
-	err := f.put(first, block)
-	if err == nil {
-		f.wait()
+	if err := f.put(first, block); err != nil {
+		return err
 	}
-	return err
+	f.wait()
+	return nil
 }
 
 // wait lets some of the disk's latency pass.
@@ -196,6 +196,7 @@ func (f file) put(first log.Seq, block []byte) error {
 		return ErrOff
 	case g.limited || f.chance(300):
 		g.limited = len(g.blocks) > 0 // an empty one may when it is tried again
+		f.m.failures++
 		f.m.note("put %s %s: the file is at its limit", f.name, first)
 		return &os.PathError{Op: "truncate", Path: f.name, Err: syscall.EFBIG}
 	case f.chance(150):
@@ -204,6 +205,7 @@ func (f file) put(first log.Seq, block []byte) error {
 		return f.m.kill()
 	case f.m.broken || f.chance(60): // an error, and nobody knows what was written
 		fate := f.rng.IntN(3)
+		f.m.failures++
 		f.m.note("put %s %s fails, done: %d", f.name, first, fate)
 		switch fate {
 		case 1:

@@ -42,6 +42,7 @@ type Machine struct {
 	clock     clock
 	rewritten int
 	unsynced  int
+	failures  int
 	trace     []string
 }
 
@@ -175,6 +176,13 @@ func (m *Machine) Unsynced() int {
 	return m.unsynced
 }
 
+// Failures is how many writes have failed on a machine that stayed on.
+func (m *Machine) Failures() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.failures
+}
+
 // Note adds to the trace of what has happened.
 func (m *Machine) Note(format string, args ...any) {
 	m.mu.Lock()
@@ -224,7 +232,12 @@ func (p *part) write(l *Life, what string, apply func()) (err error) {
 	if l.over() {
 		return ErrOff
 	}
-	defer func() { m.note("%s %s: %v", what, p.name, err) }()
+	defer func() {
+		m.note("%s %s: %v", what, p.name, err)
+		if err != nil {
+			m.failures++
+		}
+	}()
 	switch {
 	case m.broken:
 		return errIO
