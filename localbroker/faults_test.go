@@ -245,8 +245,26 @@ func TestWillTakenBack(t *testing.T) {
 
 func first(w *wire, _ packet.Connack) *wire { return w }
 
-// Who does not want its own messages does not get them as retained ones, also when
-// the process that took them is gone.
+// Who does not want its own messages does not get them, also when they were published
+// in an earlier session, or are retained and the process that took them is gone.
+func TestNoLocalInANewSession(t *testing.T) {
+	onMachine(t, func(r *rig) {
+		other, _ := r.connect("other")
+		other.sub("a")
+		anew := func(p *packet.Connect) { p.CleanStart, p.Props = true, nil }
+		c, _ := r.connect("c", anew)
+		r.machine.Latency(time.Second)
+		c.publish("a", "x", 1, 1)
+		synctest.Wait()
+		c.nc.Close()
+		c, _ = r.connect("c", anew)
+		c.subscribe(packet.Subscription{Filter: "a", QoS: 1, NoLocal: true})
+		time.Sleep(10 * time.Second)
+		c.nothing()
+		other.want("a=x q1")
+	})
+}
+
 func TestNoLocalAfterRestart(t *testing.T) {
 	onMachine(t, func(r *rig) {
 		c, _ := r.connect("c")

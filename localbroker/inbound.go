@@ -254,7 +254,7 @@ func (c *conn) accept(ctx context.Context, m *publish) {
 	m.class = buffer.Local
 	if m.err == nil {
 		c.b.begin(m)
-		if c.copies, m.err = c.b.destinations(m, c.session, &c.fanout, c.copies); m.err == nil {
+		if c.copies, m.err = c.b.destinations(m, &c.fanout, c.copies); m.err == nil {
 			c.mark(m)
 		}
 	}
@@ -287,7 +287,7 @@ func (b *Broker) end(m *publish) {
 }
 
 // destinations appends to dst the copies for the durable destinations of m.
-func (b *Broker) destinations(m *publish, from *session, f *fanout, dst []buffer.Copy) (copies []buffer.Copy, err error) {
+func (b *Broker) destinations(m *publish, f *fanout, dst []buffer.Copy) (copies []buffer.Copy, err error) {
 	if r := b.options.Router; r != nil {
 		var class buffer.Class
 		if class, dst = r.Route(&m.Message, dst); len(dst) > 0 {
@@ -295,7 +295,7 @@ func (b *Broker) destinations(m *publish, from *session, f *fanout, dst []buffer
 		}
 	}
 	if m.QoS > 0 && b.index.keeps.Load() {
-		dst, m.direct, m.changes, err = b.copies(&m.Message, from, m.class, f, dst)
+		dst, m.direct, m.changes, err = b.copies(&m.Message, m.class, f, dst)
 	}
 	m.kept = len(dst) > 0
 	return dst, err
@@ -404,11 +404,11 @@ func (c *conn) outcome(m *publish, f *fanout) (answer packet.Ack, t packet.Type,
 		if m.stamp == 0 {
 			m.stamp = c.b.stamps.Add(1)
 		}
-		if c.b.route(&m.Message, s, m.direct, f) == 0 && !m.kept {
+		if c.b.route(&m.Message, m.direct, f) == 0 && !m.kept {
 			answer.Reason = packet.NoMatchingSubscribers
 		}
 		if m.Retain && m.QoS > 0 && c.b.index.keeps.Load() {
-			c.b.late(m, s, f)
+			c.b.late(m, f)
 		}
 	}
 	switch {

@@ -36,7 +36,7 @@ func (b *Broker) Publish(ctx context.Context, m *Message, r buffer.Receipt) erro
 	f := b.fanouts.Get().(*fanout)
 	p.class = buffer.Local
 	b.begin(&p.publish)
-	copies, err := b.destinations(&p.publish, nil, f, nil)
+	copies, err := b.destinations(&p.publish, f, nil)
 	b.fanouts.Put(f)
 	if err != nil {
 		b.end(&p.publish)
@@ -76,9 +76,9 @@ func (p *ownPublish) Stored(err error) {
 	} else {
 		f := p.b.fanouts.Get().(*fanout)
 		p.stamp = p.b.stamps.Add(1)
-		p.b.route(&p.Message, nil, p.direct, f)
+		p.b.route(&p.Message, p.direct, f)
 		if p.Retain && p.QoS > 0 && p.b.index.keeps.Load() {
-			p.b.late(&p.publish, nil, f)
+			p.b.late(&p.publish, f)
 		}
 		f.wake()
 		p.b.fanouts.Put(f)

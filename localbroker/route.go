@@ -24,8 +24,8 @@ type receiver struct {
 }
 
 // match fills f.out and f.to with what sessions get of m: those that are kept, or
-// the others. from is the publisher's session, nil for the gateway.
-func (b *Broker) match(m *Message, from *session, kept bool, f *fanout) (changes uint64) {
+// the others.
+func (b *Broker) match(m *Message, kept bool, f *fanout) (changes uint64) {
 	subs, several, changes := b.index.match(f.subs[:0], m.Topic, kept)
 	f.subs = subs
 	f.out, f.to = f.out[:0], f.to[:0]
@@ -40,7 +40,7 @@ func (b *Broker) match(m *Message, from *session, kept bool, f *fanout) (changes
 	}
 	for _, sub := range subs {
 		s := sub.session
-		if sub.noLocal && s == from || !s.mayReceive(m.Topic) {
+		if !sub.wants(m) {
 			continue
 		}
 		d := delivery{m: m, qos: min(m.QoS, sub.qos), retain: m.Retain && sub.retainAsPublished, ids: sub.ids, group: sub.group}
@@ -71,14 +71,14 @@ func (f *fanout) forget() {
 // log, and keeps it if it is to be retained. direct are those among the sessions that
 // are kept. The sessions in f.wakes are left for the caller to wake. It returns how
 // many got it.
-func (b *Broker) route(m *Message, from *session, direct []receiver, f *fanout) (n int) {
+func (b *Broker) route(m *Message, direct []receiver, f *fanout) (n int) {
 	if m.Retain {
 		b.retained.set(m)
 	}
-	b.match(m, from, false, f)
+	b.match(m, false, f)
 	n = b.hand(f)
 	if m.QoS == 0 && b.index.keeps.Load() {
-		b.match(m, from, true, f)
+		b.match(m, true, f)
 		n += b.hand(f)
 	}
 	for _, r := range direct {
@@ -142,8 +142,8 @@ func (b *Broker) redirect(d delivery, f *fanout) {
 // copies appends to dst the copies of m for the sessions that are kept and get it
 // with QoS 1 or 2, of a class. direct are those that get it with QoS 0, or from
 // memory because their turn of a shared subscription has come.
-func (b *Broker) copies(m *Message, from *session, class buffer.Class, f *fanout, dst []buffer.Copy) (copies []buffer.Copy, direct []receiver, changes uint64, err error) {
-	changes = b.match(m, from, true, f)
+func (b *Broker) copies(m *Message, class buffer.Class, f *fanout, dst []buffer.Copy) (copies []buffer.Copy, direct []receiver, changes uint64, err error) {
+	changes = b.match(m, true, f)
 	if m.Retain {
 		for _, sub := range f.subs {
 			if r := sub.replaying.Load(); r != nil {
@@ -188,9 +188,9 @@ func (k *kept) copy(d *delivery, class buffer.Class) (buffer.Copy, error) {
 // late has a retained publish come to those who subscribed after the sessions that get
 // it were looked up, and before it was retained: neither the one nor the other brings it
 // to them. To them it is one that was there when they subscribed.
-func (b *Broker) late(p *publish, from *session, f *fanout) {
+func (b *Broker) late(p *publish, f *fanout) {
 	m := &p.Message
-	if b.match(m, from, true, f) > p.changes {
+	if b.match(m, true, f) > p.changes {
 		for _, sub := range f.to {
 			r := sub.replaying.Load()
 			d := sub.retainedDelivery(m)

@@ -139,6 +139,8 @@ func (sub *subscription) replay(filter string) []replayed {
 	return out
 }
 
+// wants reports whether a message is for the subscription: none of the client's own
+// where that is not wanted, whichever session it was published in [MQTT-3.8.3-3].
 func (sub *subscription) wants(m *Message) bool {
 	return !(sub.noLocal && m.ClientID == sub.session.id) && sub.session.mayReceive(m.Topic)
 }
