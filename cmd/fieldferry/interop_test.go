@@ -318,8 +318,8 @@ func TestInteropCrossing(t *testing.T) {
 	if missing != 0 {
 		t.Errorf("%d messages are missing between those that arrived", missing)
 	}
-	if n < l.Accepted-l.Stored {
-		t.Errorf("%d messages arrived, %d were accepted and %d are still stored", n, l.Accepted, l.Stored)
+	if n < l.Delivered || n > l.Accepted { // an acknowledgement may have been under way at the stop
+		t.Errorf("%d messages arrived: ledger %+v", n, l)
 	}
 	if l.Difference() != 0 || len(l.Dropped) > 0 && sum(l.Dropped) > 0 || l.Parked != 0 {
 		t.Errorf("ledger %+v", l)
@@ -329,15 +329,16 @@ func TestInteropCrossing(t *testing.T) {
 	}
 }
 
-// ledgerOf reads the ledger of a gateway that is stopped.
+// ledgerOf reads the ledger of a gateway that is stopped: of its destinations. What
+// the broker stores for itself, retained messages among it, is in no total.
 func ledgerOf(t *testing.T, dir string) (l buffer.Ledger) {
 	t.Helper()
 	b, err := buffer.Open(filepath.Join(dir, "data", "buffer"), buffer.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, o := range b.Outboxes() {
-		l.Add(o.Ledger())
+	for _, class := range b.Stats().Classes {
+		l.Add(class.Ledger)
 	}
 	if err := b.Close(); err != nil {
 		t.Fatal(err)
