@@ -8,11 +8,16 @@
 // never stops the line. A Mapper says which local publishes have a copy for the
 // bridge, under which topic and in which class.
 //
+// A copy with QoS 2 arrives exactly once, over lost connections and crashes, as long
+// as the upstream keeps our session: its packet id follows from its ordinal, and
+// what was sent and what was received is durable in its outbox before the next step.
+// When the upstream has lost the session, nobody can know what it delivered; such
+// copies are counted, and sent again or not as Options say.
+//
 // The package reads only the buffer: it does not know the local broker beyond how
 // topics are written, and it does not make messages durable; whoever appends them
-// does. Copies with QoS 2 are sent with QoS 1, so they may arrive twice after a
-// lost connection. Nothing is subscribed upstream; what an old session still
-// delivers is declined.
+// does. Nothing is subscribed upstream; what an old session still delivers is
+// declined.
 package bridge
 
 import (
@@ -44,6 +49,10 @@ type Options struct {
 	Window        int // messages under way, default 1,000, at most 16,384
 	Presence      *Presence
 
+	// DropLost settles the QoS 2 copies as uncertain that an upstream may have had that
+	// has lost our session. Otherwise they are sent again, and may arrive twice.
+	DropLost bool
+
 	// Dial opens the connection; nil is TCP for mqtt://. It must look the name up
 	// each time and end when ctx does.
 	Dial   func(ctx context.Context, u *url.URL) (net.Conn, error)
@@ -73,6 +82,7 @@ type Status struct {
 	Parked    uint64 // copies
 	Expired   uint64 // copies that became too old after the buffer had handed them out, before they were first sent
 	Refused   uint64 // times the upstream said "quota exceeded"
+	Uncertain uint64 // QoS 2 copies that an upstream may have had that has lost our session; they were dropped or sent again
 }
 
 // Source is the bridge's end of its outboxes: a *buffer.Reader, whose contract it
@@ -87,15 +97,19 @@ type Bridge struct {
 	o      Options
 	urls   []*url.URL
 	source Source
+	out    Outboxes
 	log    *slog.Logger
 
 	// What follows is used by Run, and by the writer of the connection it waits for.
 	clientID  string
+	loaded    bool
+	session   session
+	unsaved   bool // a session has begun that is not durable
 	will      will
 	maxPacket int // bytes, learned from a DISCONNECT; 0 is unknown
 	progress  [len(Outboxes{})]progress
 
-	sent, delivered, parked, expired, refused atomic.Uint64
+	sent, delivered, parked, expired, refused, uncertain atomic.Uint64
 
 	mu     sync.Mutex // guards what follows
 	status Status
@@ -104,8 +118,13 @@ type Bridge struct {
 
 // progress is how far an outbox has come in this process.
 type progress struct {
-	seen    uint64 // highest ordinal the buffer has given
-	written uint64 // highest ordinal that may have been on the wire, also in an earlier process
+	began    uint64 // written, when this process began
+	seen     uint64 // highest ordinal the buffer has given
+	written  uint64 // highest ordinal that may have been on the wire, also in an earlier process
+	reusable uint64 // settled up to here, and that is durable
+	counted  uint64 // QoS 2 copies up to here were counted as uncertain since a session was lost
+
+	open map[uint64]bool // QoS 2 copies whose id the upstream may have in use, and which the buffer must bring again
 }
 
 const (
@@ -120,13 +139,13 @@ const (
 	maxWindow            = 2 * idBlock
 )
 
-// New makes a bridge that empties the outboxes of from, which are the bridge's own,
-// by OpenOutboxes. Nobody else may use from while Run does.
-func New(from Source, o Options) (*Bridge, error) {
+// New makes a bridge that empties its own outboxes, by OpenOutboxes, which from
+// reads. Nobody else may use from while Run does.
+func New(from Source, out Outboxes, o Options) (*Bridge, error) {
 	if len(o.Upstream) == 0 {
 		return nil, errors.New("bridge: no upstream")
 	}
-	b := &Bridge{source: from, clientID: o.ClientID, will: will{qos: 1, retain: true}}
+	b := &Bridge{source: from, out: out, clientID: o.ClientID, will: will{qos: 1, retain: true}}
 	for i, s := range o.Upstream {
 		u, err := url.Parse(s)
 		var parse *url.Error
@@ -168,6 +187,9 @@ func New(from Source, o Options) (*Bridge, error) {
 // returns nil. It waits for nothing that is under way: that comes again. It
 // returns an error only if the buffer cannot be read any more.
 func (b *Bridge) Run(ctx context.Context) error {
+	if err := b.load(); err != nil {
+		return err
+	}
 	for attempt, at := 0, 0; sleep(ctx, b.o.Backoff.delay(attempt)); attempt++ {
 		for range b.urls {
 			u := b.urls[at]
@@ -214,11 +236,12 @@ func (b *Bridge) serve(ctx context.Context, u *url.URL) (time.Duration, error) {
 	if err != nil {
 		return 0, err
 	}
-	b.source.Rewind()
+	c.rewind()
 	began := time.Now()
 	b.connected(u, c)
 	err = c.run(ctx)
 	b.disconnected()
+	defer c.keepOpen()
 	var r *ReasonError
 	if errors.As(err, &r) && r.Code == codePacketTooLarge {
 		if perr := c.parkLargest(); perr != nil {
@@ -226,6 +249,29 @@ func (b *Bridge) serve(ctx context.Context, u *url.URL) (time.Duration, error) {
 		}
 	}
 	return max(time.Since(began), 1), err
+}
+
+// rewind has all come again that is not settled.
+func (c *conn) rewind() {
+	c.b.source.Rewind()
+	for class, o := range c.b.out {
+		if o != nil {
+			c.next[class] = o.Marks().Settled + 1
+		}
+	}
+}
+
+// keepOpen notes the ids that the upstream may have in use when the connection has
+// ended.
+func (c *conn) keepOpen() {
+	c.settleDoubt()
+	c.window.open(func(class buffer.Class, ordinal uint64) {
+		at := &c.b.progress[class]
+		if at.open == nil {
+			at.open = make(map[uint64]bool)
+		}
+		at.open[ordinal] = true
+	})
 }
 
 func (b *Bridge) connected(u *url.URL, c *conn) {
@@ -270,7 +316,7 @@ func (b *Bridge) Status() Status {
 		s.InFlight = c.window.inFlight()
 	}
 	s.Sent, s.Delivered, s.Parked = b.sent.Load(), b.delivered.Load(), b.parked.Load()
-	s.Expired, s.Refused = b.expired.Load(), b.refused.Load()
+	s.Expired, s.Refused, s.Uncertain = b.expired.Load(), b.refused.Load(), b.uncertain.Load()
 	return s
 }
 

@@ -285,7 +285,7 @@ func TestPacketIDsStayInTheirShares(t *testing.T) {
 func TestSameIDWaits(t *testing.T) {
 	run(t, "alert", Options{Window: maxWindow, Keepalive: 10 * time.Second}, func(t *testing.T, r *rig) {
 		r.start()
-		r.put(buffer.Alert, buffer.Copy{QoS: 1}, make([]buffer.Message, idBlock+8)...)
+		r.put(buffer.Alert, buffer.Copy{QoS: 1, Topic: "t"}, make([]buffer.Message, idBlock+8)...)
 		synctest.Wait()
 		if got := r.up.Count(); got != idBlock+4 {
 			t.Errorf("%d packets came before the reconnect, want those up to ordinal %d", got, idBlock+4)

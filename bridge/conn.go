@@ -22,9 +22,10 @@ const (
 	reasonTimeout = time.Second // for the upstream's DISCONNECT when a write fails
 )
 
-// conn is one connection to the upstream. Three goroutines serve it: the fetcher
+// conn is one connection to the upstream. Four goroutines serve it: the fetcher
 // takes copies from the buffer, as many as may be sent; the writer sends them, and
-// nobody else writes; the reader settles them as they are acknowledged.
+// nobody else writes; the reader settles them as they are acknowledged; the
+// committer makes what was received with QoS 2 durable, and has it released.
 type conn struct {
 	b      *Bridge
 	line   *line
@@ -35,23 +36,28 @@ type conn struct {
 	want    chan int               // from the writer: how many to fetch at most
 	fetched chan []buffer.Delivery // to the writer
 	wake    chan struct{}          // to the writer: there is room, or something is owed
+	pubrecs chan struct{}          // to the committer
 
 	// The writer's.
 	w         *bufio.Writer
 	unflushed []copyID  // QoS 0, to be settled when they are in the socket
 	flushed   time.Time // when w was last empty
 	largest0  int       // bytes of the largest QoS 0 packet sent
+	aliases   aliases
+	next      [len(Outboxes{})]uint64 // ordinals that should come next
 
-	declined bool // the reader's: it declined a message
+	// How the session stood when it was resumed; zero in a new one.
+	resumed [len(Outboxes{})]uint64 // what has a PUBREC is up to here
+	doubt   [len(Outboxes{})]uint64 // of that, what may have been of a session before
+	settled bool                    // the committer's: nothing is in doubt any more
 
-	mu   sync.Mutex // guards owed
+	// The reader's.
+	declined bool // it declined a message
+	recs     bool // PUBRECs came that the committer was not told of
+
+	mu   sync.Mutex // guards owed and rels
 	owed []byte     // packets the reader wants sent
-}
-
-// copyID names a copy whose content is not needed any more.
-type copyID struct {
-	outbox  *buffer.Outbox
-	ordinal uint64
+	rels []byte     // PUBRELs
 }
 
 func newConn(b *Bridge, l *line) *conn {
@@ -63,6 +69,7 @@ func newConn(b *Bridge, l *line) *conn {
 		want:    make(chan int, 1),
 		fetched: make(chan []buffer.Delivery, 1),
 		wake:    make(chan struct{}, 1),
+		pubrecs: make(chan struct{}, 1),
 		flushed: time.Now(),
 	}
 }
@@ -71,7 +78,7 @@ func newConn(b *Bridge, l *line) *conn {
 func (c *conn) run(ctx context.Context) error {
 	up, cut := context.WithCancelCause(ctx) // ends with the connection
 	reading, done := make(chan struct{}), make(chan struct{})
-	c.line.onWait = c.wakeWriter // so it gets all answers that came together
+	c.line.onWait = c.wakeOthers // so they get all answers that came together
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		defer close(reading)
@@ -82,6 +89,7 @@ func (c *conn) run(ctx context.Context) error {
 			cut(err)
 		}
 	})
+	wg.Go(func() { c.commit(up) })
 	wg.Go(func() {
 		<-up.Done()
 		if ctx.Err() != nil { // the writer may say goodbye
@@ -120,6 +128,9 @@ func (c *conn) fetch(ctx context.Context) error {
 				return nil
 			case err != nil:
 				return &bufferError{err}
+			}
+			if !c.reserve(ctx, batches[i][:got]) {
+				return nil
 			}
 			c.fetched <- batches[i][:got] // has room: one is wanted at a time
 		case <-ctx.Done():
@@ -187,6 +198,22 @@ func (c *conn) write(ctx context.Context) error {
 	return err
 }
 
+// wakeOthers is called by the reader before it waits.
+func (c *conn) wakeOthers() {
+	if c.recs || c.window.holding() {
+		c.recs = false
+		c.wakeCommitter()
+	}
+	c.wakeWriter()
+}
+
+func (c *conn) wakeCommitter() {
+	select {
+	case c.pubrecs <- struct{}{}:
+	default:
+	}
+}
+
 func (c *conn) wakeWriter() {
 	select {
 	case c.wake <- struct{}{}:
@@ -225,14 +252,17 @@ func (c *conn) writeBatch(batch []buffer.Delivery) ([]buffer.Delivery, error) {
 func (c *conn) send(d *buffer.Delivery) (bool, error) {
 	class := d.Outbox.Class()
 	at := &c.b.progress[class]
-	if d.Ordinal > at.seen {
-		at.seen = d.Ordinal
-		if d.Dup { // an earlier process may have sent it
-			at.written = d.Ordinal
+	if !c.closeGap(class, d.Ordinal) {
+		return false, nil
+	}
+	at.seen = max(at.seen, d.Ordinal)
+	if d.QoS == 2 {
+		if done, ok := c.resume(d, at); done {
+			return ok, nil
 		}
 	}
 	again := d.Ordinal <= at.written // also if the upstream has lost the session since
-	p := publish{d: d, qos: min(d.QoS, c.limits.qos), retain: d.Retain && c.limits.retain}
+	p := c.packet(d)
 	var alive bool
 	if p.expiry, alive = timeLeft(d, time.Now()); !alive && !again {
 		c.expire(d)
@@ -243,13 +273,24 @@ func (c *conn) send(d *buffer.Delivery) (bool, error) {
 		p.dup = again
 	}
 	size := p.size()
+	reason := ""
 	switch {
 	case size > c.limits.packet || p.remaining() > maxRemaining:
-		return true, c.b.park(d, fmt.Sprintf("its packet has %d bytes, the upstream takes %d", size, c.limits.packet))
+		reason = fmt.Sprintf("its packet has %d bytes, the upstream takes %d", size, c.limits.packet)
 	case len(d.Topic) > maxString:
-		return true, c.b.park(d, "its topic is longer than 65,535 bytes")
+		reason = "its topic is longer than 65,535 bytes"
 	}
-	if !c.window.add(d, p.id, size) {
+	switch {
+	case reason != "" && again && d.QoS == 2 && c.limits.sessionPresent:
+		// The upstream may have it, and then has its id in use.
+		return c.releaseOnly(d, buffer.Uncertain), nil
+	case reason != "":
+		if d.QoS == 2 {
+			c.window.pass(d.Outbox, d.Ordinal)
+		}
+		return true, c.b.park(d, reason)
+	}
+	if p.qos == 2 && !c.reusable(d, at) || !c.window.add(d, p.id, p.qos, p.dup, size) {
 		return false, nil
 	}
 	at.written = max(at.written, d.Ordinal)
@@ -258,7 +299,15 @@ func (c *conn) send(d *buffer.Delivery) (bool, error) {
 		c.largest0 = max(c.largest0, size)
 	}
 	c.b.sent.Add(1)
+	c.aliases.use(&p)
 	return true, p.writeTo(c.w)
+}
+
+// packet is what this connection makes of a copy.
+func (c *conn) packet(d *buffer.Delivery) publish {
+	p := publish{d: d, qos: min(d.QoS, c.limits.qos), retain: d.Retain && c.limits.retain}
+	p.alias, p.known = c.aliases.find(d.Topic)
+	return p
 }
 
 // writeRefused sends again what the upstream had no quota for. It returns how
@@ -270,14 +319,17 @@ func (c *conn) writeRefused() (time.Duration, error) {
 		if !ok {
 			return wait, nil
 		}
-		p := publish{d: &d, id: packetID(d.Outbox.Class(), d.Ordinal), qos: min(d.QoS, c.limits.qos), retain: d.Retain && c.limits.retain}
+		p := c.packet(&d)
+		p.id = packetID(d.Outbox.Class(), d.Ordinal)
 		var alive bool
 		if p.expiry, alive = timeLeft(&d, time.Now()); !alive {
-			c.window.done(p.id, false)
-			c.expire(&d)
+			c.window.drop(p.id)
+			d.Outbox.Settle(d.Ordinal, buffer.DroppedExpired)
+			c.b.expired.Add(1)
 			continue
 		}
 		c.b.sent.Add(1)
+		c.aliases.use(&p)
 		if err := p.writeTo(c.w); err != nil {
 			return 0, err
 		}
@@ -299,7 +351,7 @@ func timeLeft(d *buffer.Delivery, now time.Time) (seconds uint32, alive bool) {
 }
 
 func (c *conn) expire(d *buffer.Delivery) {
-	d.Outbox.Settle(d.Ordinal, buffer.DroppedExpired)
+	c.end(d, buffer.DroppedExpired)
 	c.b.expired.Add(1)
 }
 
@@ -323,16 +375,18 @@ func (c *conn) parkLargest() error {
 		return nil
 	}
 	c.b.maxPacket = size - 1
+	c.window.drop(packetID(d.Outbox.Class(), d.Ordinal))
 	return c.b.park(&d, fmt.Sprintf("the upstream closed the connection over a packet of %d bytes", size))
 }
 
-// writeOwed sends what the reader wants sent.
+// writeOwed sends what the reader and the committer want sent.
 func (c *conn) writeOwed() error {
 	c.mu.Lock()
-	owed := c.owed
-	c.owed = nil
+	owed, rels := c.owed, c.rels
+	c.owed, c.rels = nil, nil
 	c.mu.Unlock()
-	_, err := c.w.Write(owed)
+	c.w.Write(owed)
+	_, err := c.w.Write(rels) // a bufio.Writer's first error stays
 	return err
 }
 
@@ -348,6 +402,9 @@ func (c *conn) flush() error {
 		id.outbox.Settle(id.ordinal, buffer.Delivered)
 	}
 	c.b.delivered.Add(uint64(len(c.unflushed)))
+	if len(c.unflushed) > 0 && c.window.holding() { // it may have waited for these
+		c.wakeCommitter()
+	}
 	c.unflushed = c.unflushed[:0]
 	return nil
 }
@@ -361,7 +418,7 @@ func (c *conn) announce(online bool, reason string) error {
 	}
 	d := buffer.Delivery{Topic: s.Topic, Payload: s.Payload(online, reason, time.Now())}
 	p := publish{d: &d, retain: c.limits.retain}
-	if c.limits.qos > 0 && c.window.add(&d, idPresence, 0) {
+	if c.limits.qos > 0 && c.window.add(&d, idPresence, 1, false, 0) {
 		p.id, p.qos = idPresence, 1
 	}
 	return p.writeTo(c.w)

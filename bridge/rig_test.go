@@ -59,7 +59,25 @@ func newRig(t *testing.T, o Options, scripts ...upstreamtest.Script) *rig {
 func (r *rig) next(name string, o Options, scripts ...upstreamtest.Script) {
 	r.t.Helper()
 	r.stop()
-	r.name, r.up = name, upstreamtest.New(scripts...)
+	r.up = upstreamtest.New(scripts...)
+	r.make(name, o)
+}
+
+// restart replaces the bridge, and goes on with these scripts; buffer and upstream
+// stay.
+func (r *rig) restart(name string, o Options, scripts ...upstreamtest.Script) {
+	r.t.Helper()
+	r.halt()
+	r.up.Cut()
+	if len(scripts) > 0 {
+		r.up.Go(scripts...)
+	}
+	r.make(name, o)
+}
+
+func (r *rig) make(name string, o Options) {
+	r.t.Helper()
+	r.name = name
 	if o.Upstream == nil {
 		o.Upstream = []string{"mqtt://upstream"}
 	}
@@ -69,7 +87,7 @@ func (r *rig) next(name string, o Options, scripts ...upstreamtest.Script) {
 	o.Dial = r.up.Dial
 	o.Logger = slog.New(slog.NewTextHandler(r.t.Output(), nil))
 	var err error
-	if r.bridge, err = New(r.reader, o); err != nil {
+	if r.bridge, err = New(r.reader, r.out, o); err != nil {
 		r.t.Fatal(err)
 	}
 }
@@ -83,19 +101,25 @@ func (r *rig) start() {
 // stop ends the bridge and its upstream, and checks what must hold at any time.
 func (r *rig) stop() {
 	r.t.Helper()
-	if r.cancel != nil {
-		r.cancel()
-		r.cancel = nil
-		if err := <-r.ended; err != nil {
-			r.t.Errorf("%s: Run: %v", r.name, err)
-		}
-	}
+	r.halt()
 	if r.up == nil {
 		return
 	}
 	r.up.Close()
 	for _, v := range r.up.Violations() {
 		r.t.Errorf("%s: violation: %s", r.name, v)
+	}
+}
+
+// halt ends the bridge.
+func (r *rig) halt() {
+	r.t.Helper()
+	if r.cancel != nil {
+		r.cancel()
+		r.cancel = nil
+		if err := <-r.ended; err != nil {
+			r.t.Errorf("%s: Run: %v", r.name, err)
+		}
 	}
 	for class, out := range r.out {
 		if l := out.Ledger(); l.Difference() != 0 {
@@ -134,11 +158,16 @@ func message(payload string) buffer.Message {
 // fill appends n telemetry messages t-1, t-2, … with QoS 1.
 func (r *rig) fill(n int) {
 	r.t.Helper()
+	r.fillQoS(1, n)
+}
+
+func (r *rig) fillQoS(qos byte, n int) {
+	r.t.Helper()
 	var list []buffer.Message
 	for _, p := range series(1, n, "") {
 		list = append(list, message(p))
 	}
-	r.put(buffer.Telemetry, buffer.Copy{QoS: 1}, list...)
+	r.put(buffer.Telemetry, buffer.Copy{QoS: qos}, list...)
 }
 
 // until lets time pass until cond is true, ten minutes at most.

@@ -106,9 +106,6 @@ func (u *unsupported) device(d *config.Device) {
 		}
 	}
 	for _, o := range d.Data {
-		if o.QoS != nil && *o.QoS == 2 {
-			once(o.Pos, "data."+o.Name+".qos: 2", "exactly-once to the upstream is")
-		}
 		if o.Encrypt != nil && *o.Encrypt != "" {
 			once(o.Pos, "data."+o.Name+".encrypt", "end-to-end encryption is")
 		}
@@ -156,16 +153,11 @@ func (u *unsupported) bridge(c *config.Config, b *config.Bridge) {
 	if b.LiveFirst {
 		u.add(at("replay"), what+".replay: live-first", "another order than ordered is")
 	}
-	if b.DropLost {
-		u.add(at("on_lost_session"), what+".on_lost_session: drop", "dropping is")
-	}
 	for _, d := range b.Data {
 		given := !d.Pos.IsZero()
 		switch {
 		case d.Down && given:
 			u.add(d.Pos, what+".data."+d.Name, "messages from the upstream down are")
-		case !d.Down && d.QoS == 2:
-			u.add(d.Pos, what+".data."+d.Name+".qos: 2", "exactly-once to the upstream is")
 		case d.Encrypt != "":
 			u.add(d.Pos, what+".data."+d.Name+".encrypt", "end-to-end encryption is")
 		}
@@ -174,8 +166,6 @@ func (u *unsupported) bridge(c *config.Config, b *config.Bridge) {
 		switch {
 		case f.Down:
 			u.add(f.Pos, what+".forward", "messages from the upstream down are")
-		case f.QoS == 2:
-			u.add(f.Pos, what+".forward: qos: 2", "exactly-once to the upstream is")
 		case f.Encrypt != "":
 			u.add(f.Pos, what+".forward: encrypt", "end-to-end encryption is")
 		}

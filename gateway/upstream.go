@@ -46,6 +46,7 @@ func openUpstream(c *config.Config, b *config.Bridge, buf *buffer.Buffer, log *s
 		SessionExpiry: b.SessionExpiry,
 		Backoff:       bridge.Backoff{First: b.BackoffFirst, Max: b.BackoffMax},
 		Presence:      presence(c, u.mapper, buf),
+		DropLost:      b.DropLost,
 		Logger:        log,
 	}
 	for _, url := range b.Upstream {
@@ -54,7 +55,7 @@ func openUpstream(c *config.Config, b *config.Bridge, buf *buffer.Buffer, log *s
 	if !b.Password.IsZero() {
 		o.Password = b.Password.Read
 	}
-	if u.bridge, err = bridge.New(u.reader, o); err != nil {
+	if u.bridge, err = bridge.New(u.reader, u.outboxes, o); err != nil {
 		u.reader.Close()
 		return nil, err
 	}
