@@ -16,8 +16,7 @@
 //
 // The package reads only the buffer: it does not know the local broker beyond how
 // topics are written, and it does not make messages durable; whoever appends them
-// does. Nothing is subscribed upstream; what an old session still delivers is
-// declined.
+// does. What comes down is handed over, and acknowledged when it is durable there.
 package bridge
 
 import (
@@ -53,6 +52,8 @@ type Options struct {
 	// has lost our session. Otherwise they are sent again, and may arrive twice.
 	DropLost bool
 
+	Down *Downward // nil: nothing is subscribed, and what comes all the same is declined
+
 	// Dial opens the connection; nil is TCP for mqtt://. It must look the name up
 	// each time and end when ctx does.
 	Dial   func(ctx context.Context, u *url.URL) (net.Conn, error)
@@ -82,6 +83,9 @@ type Status struct {
 	Parked    uint64 // copies
 	Expired   uint64 // copies that became too old after the buffer had handed them out, before they were first sent
 	Refused   uint64 // times the upstream said "quota exceeded"
+	Down      uint64 // messages that came from the upstream
+	DownLost  uint64 // of those with QoS 0, what came too fast
+	DownFail  uint64 // messages from the upstream that were not taken
 	Uncertain uint64 // QoS 2 copies that an upstream may have had that has lost our session; they were dropped or sent again
 }
 
@@ -110,6 +114,9 @@ type Bridge struct {
 	progress  [len(Outboxes{})]progress
 
 	sent, delivered, parked, expired, refused, uncertain atomic.Uint64
+	cameDown, lostDown, refusedDown                      atomic.Uint64
+
+	inbox inbox
 
 	mu     sync.Mutex // guards what follows
 	status Status
@@ -265,6 +272,7 @@ func (c *conn) rewind() {
 // ended.
 func (c *conn) keepOpen() {
 	c.settleDoubt()
+	c.b.noteDown()
 	c.window.open(func(class buffer.Class, ordinal uint64) {
 		at := &c.b.progress[class]
 		if at.open == nil {
@@ -317,6 +325,7 @@ func (b *Bridge) Status() Status {
 	}
 	s.Sent, s.Delivered, s.Parked = b.sent.Load(), b.delivered.Load(), b.parked.Load()
 	s.Expired, s.Refused, s.Uncertain = b.expired.Load(), b.refused.Load(), b.uncertain.Load()
+	s.Down, s.DownLost, s.DownFail = b.cameDown.Load(), b.lostDown.Load(), b.refusedDown.Load()
 	return s
 }
 

@@ -22,10 +22,11 @@ const (
 	reasonTimeout = time.Second // for the upstream's DISCONNECT when a write fails
 )
 
-// conn is one connection to the upstream. Four goroutines serve it: the fetcher
+// conn is one connection to the upstream. Five goroutines serve it: the fetcher
 // takes copies from the buffer, as many as may be sent; the writer sends them, and
 // nobody else writes; the reader settles them as they are acknowledged; the
-// committer makes what was received with QoS 2 durable, and has it released.
+// committer makes what was received with QoS 2 durable, and has it released. The
+// last one hands over what comes down.
 type conn struct {
 	b      *Bridge
 	line   *line
@@ -37,6 +38,7 @@ type conn struct {
 	fetched chan []buffer.Delivery // to the writer
 	wake    chan struct{}          // to the writer: there is room, or something is owed
 	pubrecs chan struct{}          // to the committer
+	down    chan delivery          // what came from the upstream
 
 	// The writer's.
 	w         *bufio.Writer
@@ -70,6 +72,7 @@ func newConn(b *Bridge, l *line) *conn {
 		fetched: make(chan []buffer.Delivery, 1),
 		wake:    make(chan struct{}, 1),
 		pubrecs: make(chan struct{}, 1),
+		down:    make(chan delivery, maxWaiting),
 		flushed: time.Now(),
 	}
 }
@@ -90,6 +93,7 @@ func (c *conn) run(ctx context.Context) error {
 		}
 	})
 	wg.Go(func() { c.commit(up) })
+	wg.Go(func() { c.deliverDown(up) })
 	wg.Go(func() {
 		<-up.Done()
 		if ctx.Err() != nil { // the writer may say goodbye
@@ -143,7 +147,7 @@ func (c *conn) fetch(ctx context.Context) error {
 func (c *conn) write(ctx context.Context) error {
 	ping := time.NewTicker(c.limits.keepalive / 4)
 	defer ping.Stop()
-	err := c.announce(true, "")
+	err := errors.Join(c.announce(true, ""), c.subscribe())
 	var pending []buffer.Delivery // handed out and not yet sent
 	asked := false
 	ask := func() {

@@ -131,6 +131,7 @@ func (b *Bridge) login(nc net.Conn, url string) (*conn, error) {
 	if err != nil {
 		return nil, err
 	}
+	b.inbox.begin(c, b.session.Inbound, !c.limits.sessionPresent)
 	// Bytes are asked for by PINGREQ at 3/4 of keepalive at the latest, so a
 	// silence of 5/4 means that nobody is there.
 	ln.silence = c.limits.keepalive * 5 / 4
@@ -140,7 +141,7 @@ func (b *Bridge) login(nc net.Conn, url string) (*conn, error) {
 
 func (b *Bridge) connectPacket() (*packets.Connect, error) {
 	expiry := uint32(min(b.o.SessionExpiry/time.Second, math.MaxUint32-1)) // the largest is "never" (MQTT 5 §3.1.2.11.2)
-	largest := uint32(maxInbound)
+	largest, most := uint32(maxInbound), uint16(maxInFlight)
 	p := &packets.Connect{
 		ProtocolName:    "MQTT",
 		ProtocolVersion: 5,
@@ -148,7 +149,7 @@ func (b *Bridge) connectPacket() (*packets.Connect, error) {
 		KeepAlive:       uint16(b.o.Keepalive / time.Second),
 		UsernameFlag:    b.o.Username != "",
 		Username:        b.o.Username,
-		Properties:      &packets.Properties{SessionExpiryInterval: &expiry, MaximumPacketSize: &largest},
+		Properties:      &packets.Properties{SessionExpiryInterval: &expiry, MaximumPacketSize: &largest, ReceiveMaximum: &most},
 	}
 	if b.o.Password != nil {
 		password, err := b.o.Password()

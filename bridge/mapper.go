@@ -1,9 +1,11 @@
 package bridge
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -48,8 +50,9 @@ type Direction byte
 
 // The directions.
 const (
-	Up   Direction = iota // from the local broker to the upstream
-	Down                  // from the upstream to the local broker
+	Up      Direction = iota // from the local broker to the upstream
+	Down                     // from the upstream to the local broker
+	Nowhere                  // neither
 )
 
 // Data is how one kind of data is carried.
@@ -103,6 +106,8 @@ type Mapper struct {
 	forward  []forward
 	outboxes Outboxes
 	props    []byte // the gateway property and the key of seq
+	own      []byte // the gateway property
+	filters  []Filter
 	seq      string // "origin.boot."
 
 	unknown      func(device, yaml string)
@@ -143,6 +148,7 @@ func NewMapper(o MapperOptions) (*Mapper, error) {
 		routes:   map[string]*target{},
 		reported: map[string]bool{},
 	}
+	m.own = appendUser(nil, "gateway", o.Gateway)
 	fixed := map[string]string{"gateway": o.Gateway, "org": o.Org, "site": o.Site}
 	var err error
 	if m.template, err = topic.ParseTemplate(o.Topic, "data", used(o.Topic, fixed)); err != nil {
@@ -164,7 +170,95 @@ func NewMapper(o MapperOptions) (*Mapper, error) {
 		}
 		m.forward = append(m.forward, forward{f, mapping})
 	}
+	if len(errs) == 0 || errors.Join(errs...) == nil {
+		errs = append(errs, m.subscribe(o, fixed))
+	}
 	return m, errors.Join(errs...)
+}
+
+// subscribe works out what is to be subscribed upstream.
+func (m *Mapper) subscribe(o MapperOptions, fixed map[string]string) error {
+	down := make(map[string]byte) // by data name
+	add := func(name string, d Data) {
+		if d.Direction == Down {
+			down[name] = max(down[name], d.QoS)
+		}
+	}
+	for name, d := range o.Data {
+		add(name, d)
+	}
+	for _, dev := range o.Devices {
+		for name, override := range dev.Data {
+			add(name, override.apply(o.Data[name]))
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(down)) {
+		if len(o.Devices) == 0 {
+			break
+		}
+		text := strings.ReplaceAll(o.Topic, "{data}", name)
+		t, err := topic.ParseTemplate(text, "", used(text, fixed))
+		if err != nil {
+			return err
+		}
+		m.filters = append(m.filters, Filter{t.Filter(), down[name]})
+	}
+	for _, f := range m.forward {
+		if f.Direction == Down {
+			if !f.mapping.Reversible() {
+				return fmt.Errorf("forward %s: %q does not say which local topic it is for", f.Local, f.Upstream)
+			}
+			m.filters = append(m.filters, Filter{f.mapping.ReverseFilter(), f.QoS})
+		}
+	}
+	return nil
+}
+
+// Filters are the subscriptions that bring what is to come down.
+func (m *Mapper) Filters() []Filter { return m.filters }
+
+// Local is the local topic of a message from the upstream. It reports false if no
+// rule is for it.
+func (m *Mapper) Local(upstream string) (string, bool) {
+	if values, ok := m.template.Match(nil, upstream); ok {
+		var id, data string
+		for i, f := range m.template.Fields() {
+			switch f {
+			case "device":
+				id = values[i]
+			case "data":
+				data = values[i]
+			}
+		}
+		if dev, ok := m.devices.find(id); ok {
+			d, ok := dev.dataFor(data)
+			if name, err := dev.topic(m.template, id, data); ok && d.Direction == Down && err == nil && name == upstream {
+				return devicesPrefix + id + "/" + data, true
+			}
+		}
+	}
+	for _, f := range m.forward {
+		if f.Direction == Down {
+			if b, ok := f.mapping.AppendReverse(nil, upstream); ok {
+				return string(b), true
+			}
+		}
+	}
+	return "", false
+}
+
+// Own reports whether a message with these properties has gone up from this gateway
+// before: it must not go round in circles.
+func (m *Mapper) Own(props []byte) bool {
+	for at := 0; ; at++ {
+		i := bytes.Index(props[at:], m.own)
+		if i < 0 {
+			return false
+		}
+		if at += i; startsProperty(props, at) {
+			return true
+		}
+	}
 }
 
 // used leaves out the fields that a template does not have, because an empty one
@@ -195,8 +289,12 @@ type Route struct {
 }
 
 // Route finds the way of a publish on a valid local topic. It reports false if
-// the bridge does not carry it.
-func (m *Mapper) Route(name string, retain bool) (Route, bool) {
+// the bridge does not carry it; what has gone up from here before, as its
+// properties tell, it does not carry again.
+func (m *Mapper) Route(name string, retain bool, props []byte) (Route, bool) {
+	if len(props) > 0 && m.Own(props) {
+		return Route{}, false
+	}
 	m.mu.RLock()
 	t := m.routes[name]
 	m.mu.RUnlock()

@@ -26,15 +26,17 @@ func (c *conn) read() error {
 		case packets.PUBACK:
 			err = c.answered(p)
 		case packets.PUBLISH:
-			err = c.decline(p.content.(*packets.Publish))
+			err = c.arrived(p.content.(*packets.Publish))
 		case packets.PUBREL:
-			err = c.owe(packets.PUBCOMP, p.id, codeIDNotFound)
+			err = c.freed(p.id)
 		case packets.PUBREC:
 			err = c.received(p)
 		case packets.PUBCOMP:
 			err = c.completed(p)
-		case packets.SUBACK, packets.UNSUBACK, packets.PINGRESP:
-			// of a session from before, or a sign of life
+		case packets.SUBACK:
+			c.subscribed(p.content.(*packets.Suback))
+		case packets.UNSUBACK, packets.PINGRESP:
+			// a sign of life
 		case packets.DISCONNECT:
 			return &ReasonError{Packet: "DISCONNECT", Code: p.code, Reason: p.reason}
 		default:

@@ -21,6 +21,10 @@ type session struct {
 
 	// Lost is up to where a session that is gone took copies with it, by class.
 	Lost [len(Outboxes{})]uint64
+
+	// Inbound are the ids of QoS 2 messages from the upstream that are stored, and that
+	// it has not released.
+	Inbound []uint16 `json:",omitempty"`
 }
 
 // retryDisk is how long to wait when a disk does not take what must be durable.
@@ -136,7 +140,7 @@ func (c *conn) beginSession(url string) error {
 		clear(at.open)
 		o.Forget()
 	}
-	b.session.URL, b.session.ClientID, b.session.Unsure = url, b.clientID, false
+	b.session.URL, b.session.ClientID, b.session.Unsure, b.session.Inbound = url, b.clientID, false, nil
 	b.unsaved = true // until it is: nothing may be sent in it
 	if err := b.saveSession(); err != nil {
 		return err
@@ -276,6 +280,9 @@ func (c *conn) commit(ctx context.Context) {
 			c.rels = c.window.committed(batch, c.rels)
 			c.mu.Unlock()
 			c.wakeWriter()
+		}
+		if !c.commitDown(ctx) {
+			return
 		}
 		c.settleDoubt()
 	}

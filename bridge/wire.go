@@ -131,7 +131,7 @@ type packet struct {
 	code   byte   // reason code of an acknowledgement, CONNACK or DISCONNECT
 	reason string // the Reason String that came with it
 
-	content packets.Packet // of CONNACK, DISCONNECT and PUBLISH
+	content packets.Packet // of CONNACK, DISCONNECT, PUBLISH and SUBACK
 }
 
 // readPacket reads one packet of at most limit bytes of Remaining Length, which
@@ -185,6 +185,8 @@ func readPacket(r *bufio.Reader, limit int) (packet, error) {
 	case *packets.Disconnect:
 		p.code, p.reason, p.content = c.ReasonCode, c.Properties.ReasonString, c
 	case *packets.Publish:
+		p.content = c
+	case *packets.Suback:
 		p.content = c
 	}
 	return p, nil

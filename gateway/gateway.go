@@ -108,6 +108,9 @@ func (g *Gateway) open() (err error) {
 		options.Access = guard
 	}
 	g.broker = localbroker.New(options)
+	for _, u := range g.bridges {
+		u.publish = g.broker.Publish
+	}
 	if g.alarms, err = newAlarms(c, g.buffer, g.broker, g.clock, g.log.With("part", "alarms")); err != nil {
 		return err
 	}

@@ -154,19 +154,12 @@ func (u *unsupported) bridge(c *config.Config, b *config.Bridge) {
 		u.add(at("replay"), what+".replay: live-first", "another order than ordered is")
 	}
 	for _, d := range b.Data {
-		given := !d.Pos.IsZero()
-		switch {
-		case d.Down && given:
-			u.add(d.Pos, what+".data."+d.Name, "messages from the upstream down are")
-		case d.Encrypt != "":
+		if d.Encrypt != "" {
 			u.add(d.Pos, what+".data."+d.Name+".encrypt", "end-to-end encryption is")
 		}
 	}
 	for _, f := range b.Forward {
-		switch {
-		case f.Down:
-			u.add(f.Pos, what+".forward", "messages from the upstream down are")
-		case f.Encrypt != "":
+		if f.Encrypt != "" {
 			u.add(f.Pos, what+".forward: encrypt", "end-to-end encryption is")
 		}
 	}

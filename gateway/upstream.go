@@ -1,6 +1,8 @@
 package gateway
 
 import (
+	"context"
+	"fmt"
 	"log/slog"
 	"slices"
 	"strings"
@@ -11,6 +13,7 @@ import (
 	"github.com/fieldferry/fieldferry/buffer"
 	"github.com/fieldferry/fieldferry/gateway/config"
 	"github.com/fieldferry/fieldferry/gateway/payload"
+	"github.com/fieldferry/fieldferry/localbroker"
 )
 
 // bridgeOutbox begins the names of the outboxes of bridges.
@@ -23,6 +26,25 @@ type upstream struct {
 	mapper   *bridge.Mapper
 	outboxes bridge.Outboxes
 	reader   *buffer.Reader
+	publish  publishFunc // on the local broker, which is made later
+}
+
+type publishFunc func(context.Context, *localbroker.Message, buffer.Receipt) error
+
+// deliver publishes what came down on the local broker.
+func (u *upstream) deliver(ctx context.Context, m *bridge.Inbound, r buffer.Receipt) error {
+	name, ok := u.mapper.Local(m.Topic)
+	if !ok {
+		return fmt.Errorf("no rule is for the upstream topic %q", m.Topic)
+	}
+	if u.mapper.Own(m.Props) {
+		r.Stored(nil) // our own, come back
+		return nil
+	}
+	return u.publish(ctx, &localbroker.Message{
+		Topic: name, Payload: m.Payload, Props: m.Props, QoS: m.QoS, Retain: m.Retain, Expiry: m.Expiry,
+		Received: time.Now(), Urgent: true, ClientID: fromUpstream,
+	}, r)
 }
 
 func openUpstream(c *config.Config, b *config.Bridge, buf *buffer.Buffer, log *slog.Logger) (*upstream, error) {
@@ -51,6 +73,9 @@ func openUpstream(c *config.Config, b *config.Bridge, buf *buffer.Buffer, log *s
 	}
 	for _, url := range b.Upstream {
 		o.Upstream = append(o.Upstream, url.String())
+	}
+	if filters := u.mapper.Filters(); len(filters) > 0 {
+		o.Down = &bridge.Downward{Filters: filters, Deliver: u.deliver}
 	}
 	if !b.Password.IsZero() {
 		o.Password = b.Password.Read
@@ -85,10 +110,12 @@ func mapperOptions(c *config.Config, b *config.Bridge, outboxes bridge.Outboxes,
 		if !taken {
 			// The gateway's own status has a topic like a device's. Only the bridge
 			// publishes it: what local clients publish as the gateway stays here.
-			down := bridge.Down
+			nowhere := bridge.Nowhere
 			own := bridge.Device{ID: c.Gateway.ID, Zone: c.Gateway.Zone, Type: "gateway", Data: make(map[string]bridge.Override)}
-			for name := range o.Data {
-				own.Data[name] = bridge.Override{Direction: &down}
+			for name, d := range o.Data {
+				if d.Direction == bridge.Up {
+					own.Data[name] = bridge.Override{Direction: &nowhere}
+				}
 			}
 			o.Devices = append(o.Devices, own)
 		}

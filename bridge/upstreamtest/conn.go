@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -186,11 +187,13 @@ func (c *conn) read() {
 			c.s.update(func() { c.s.connects[c.n].Pings++ })
 			c.send(false, &packets.Pingresp{})
 		case *packets.Puback:
-			c.refused(p.ReasonCode)
+			c.answered(packets.PUBACK, p.PacketID, p.ReasonCode)
 		case *packets.Pubrec:
-			c.refused(p.ReasonCode)
+			c.answered(packets.PUBREC, p.PacketID, p.ReasonCode)
 		case *packets.Pubcomp:
-			c.refused(p.ReasonCode)
+			c.answered(packets.PUBCOMP, p.PacketID, p.ReasonCode)
+		case *packets.Subscribe:
+			c.subscribe(p)
 		case *packets.Pubrel:
 			if !c.pubrel(p.PacketID) {
 				c.nc.SetReadDeadline(time.Time{})
@@ -239,6 +242,10 @@ func (c *conn) connect(p *packets.Connect) bool {
 	if k := limits.ServerKeepAlive; k != nil {
 		c.keepalive = time.Duration(*k) * time.Second
 	}
+	c.s.update(func() {
+		c.session.conn = c
+		c.session.resend()
+	})
 	if c.script.Disconnect != 0 {
 		c.disconnect(c.script.Disconnect)
 		return false
@@ -402,6 +409,54 @@ func (c *conn) inject() {
 		&packets.Pubrec{PacketID: 40_000, Properties: none},
 		&packets.Pubcomp{PacketID: 40_000, Properties: none},
 	)
+}
+
+// sendOut sends a message to the client. c.s.mu is held.
+func (c *conn) sendOut(o *outgoing) {
+	if o.received {
+		c.send(false, &packets.Pubrel{PacketID: o.id, Properties: &packets.Properties{}})
+		return
+	}
+	p := &packets.Publish{Topic: o.Topic, Payload: []byte(o.Payload), QoS: o.QoS, Retain: o.Retain, PacketID: o.id, Duplicate: o.sent, Properties: &packets.Properties{User: o.User}}
+	if o.Expiry > 0 {
+		p.Properties.MessageExpiry = &o.Expiry
+	}
+	o.sent = true
+	c.send(false, p)
+}
+
+// answered takes the client's answer to a message of Send, or to one of Inject.
+func (c *conn) answered(kind byte, id uint16, code byte) {
+	found := false
+	c.s.update(func() {
+		for i, o := range c.session.out {
+			if o.id != id {
+				continue
+			}
+			found = true
+			if kind == packets.PUBREC && code < 0x80 {
+				o.received = true
+				c.sendOut(o)
+				return
+			}
+			c.session.out = slices.Delete(c.session.out, i, i+1)
+			return
+		}
+	})
+	if !found || code >= 0x80 {
+		c.refused(code)
+	}
+}
+
+func (c *conn) subscribe(p *packets.Subscribe) {
+	ack := &packets.Suback{PacketID: p.PacketID, Properties: &packets.Properties{}}
+	c.s.update(func() {
+		for _, sub := range p.Subscriptions {
+			c.session.filters = append(c.session.filters, sub.Topic)
+			ack.Reasons = append(ack.Reasons, sub.QoS)
+		}
+	})
+	c.send(false, ack)
 }
 
 func (c *conn) refused(code byte) {

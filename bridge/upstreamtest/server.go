@@ -12,6 +12,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/url"
 	"slices"
@@ -184,7 +185,12 @@ func (s *Server) serve(nc net.Conn, url string) bool {
 	s.live[c] = true
 	s.wg.Go(func() {
 		c.run()
-		s.update(func() { delete(s.live, c) })
+		s.update(func() {
+			delete(s.live, c)
+			if c.session != nil && c.session.conn == c {
+				c.session.conn = nil
+			}
+		})
 	})
 	return true
 }
@@ -267,6 +273,48 @@ func (s *Server) Delivered() []Delivered {
 	return slices.Clone(s.delivered)
 }
 
+// Message is what the server sends to its clients.
+type Message struct {
+	Topic, Payload string
+	QoS            byte
+	Retain         bool
+	Expiry         uint32 // seconds; 0 is never
+	User           []packets.User
+}
+
+// Send sends a message to all sessions, whatever they subscribed to, now or when the
+// client is back: with QoS 1 until it is acknowledged, with QoS 2 once.
+func (s *Server) Send(m Message) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, session := range s.sessions {
+		session.send(m)
+	}
+}
+
+// Unanswered is how many messages of Send are not acknowledged, in all sessions.
+func (s *Server) Unanswered() (n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, session := range s.sessions {
+		n += len(session.out)
+	}
+	return n
+}
+
+// Filters are what the clients have subscribed to, sorted.
+func (s *Server) Filters() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	seen := map[string]bool{}
+	for _, session := range s.sessions {
+		for _, f := range session.filters {
+			seen[f] = true
+		}
+	}
+	return slices.Sorted(maps.Keys(seen))
+}
+
 // Half is how many QoS 2 messages wait for their PUBREL, in all sessions.
 func (s *Server) Half() (n int) {
 	s.mu.Lock()
@@ -289,6 +337,38 @@ type session struct {
 	met  bool                // the client has sent something on the connection that began it
 	n    int                 // counted from 1
 	half map[uint16]*Publish // QoS 2: what waits for its PUBREL
+
+	filters []string
+	conn    *conn
+	lastID  uint16
+	out     []*outgoing
+}
+
+// outgoing is a message on its way to the client.
+type outgoing struct {
+	Message
+	id       uint16
+	received bool // a PUBREC came
+	sent     bool // over some connection
+}
+
+func (s *session) send(m Message) {
+	o := &outgoing{Message: m}
+	if m.QoS > 0 {
+		s.lastID++
+		o.id = s.lastID
+		s.out = append(s.out, o)
+	}
+	if s.conn != nil {
+		s.conn.sendOut(o)
+	}
+}
+
+// resend goes on with what the client has not acknowledged.
+func (s *session) resend() {
+	for _, o := range s.out {
+		s.conn.sendOut(o)
+	}
 }
 
 // Violations are what the client did and must not do.
