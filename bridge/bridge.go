@@ -52,6 +52,8 @@ type Options struct {
 	// has lost our session. Otherwise they are sent again, and may arrive twice.
 	DropLost bool
 
+	Limit Limit
+
 	Down *Downward // nil: nothing is subscribed, and what comes all the same is declined
 
 	// Dial opens the connection; nil is TCP for mqtt://. It must look the name up
@@ -107,6 +109,7 @@ type Bridge struct {
 	// What follows is used by Run, and by the writer of the connection it waits for.
 	clientID  string
 	loaded    bool
+	pace      *pace
 	session   session
 	unsaved   bool // a session has begun that is not durable
 	will      will
@@ -117,6 +120,7 @@ type Bridge struct {
 	cameDown, lostDown, refusedDown                      atomic.Uint64
 
 	inbox inbox
+	up    atomic.Bool // connected
 
 	mu     sync.Mutex // guards what follows
 	status Status
@@ -144,6 +148,7 @@ const (
 	defaultSessionExpiry = 7 * 24 * time.Hour
 	defaultWindow        = 1000
 	maxWindow            = 2 * idBlock
+	liveWindows          = 4 // so many windows of telemetry may wait and be called live
 )
 
 // New makes a bridge that empties its own outboxes, by OpenOutboxes, which from
@@ -186,7 +191,7 @@ func New(from Source, out Outboxes, o Options) (*Bridge, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	b.o, b.log = o, o.Logger
+	b.o, b.log, b.pace = o, o.Logger, newPace(o.Limit)
 	return b, nil
 }
 
@@ -261,9 +266,9 @@ func (b *Bridge) serve(ctx context.Context, u *url.URL) (time.Duration, error) {
 // rewind has all come again that is not settled.
 func (c *conn) rewind() {
 	c.b.source.Rewind()
-	for class, o := range c.b.out {
+	for lane, o := range c.b.out {
 		if o != nil {
-			c.next[class] = o.Marks().Settled + 1
+			c.next[lane] = o.Marks().Settled + 1
 		}
 	}
 }
@@ -273,8 +278,8 @@ func (c *conn) rewind() {
 func (c *conn) keepOpen() {
 	c.settleDoubt()
 	c.b.noteDown()
-	c.window.open(func(class buffer.Class, ordinal uint64) {
-		at := &c.b.progress[class]
+	c.window.open(func(lane int, ordinal uint64) {
+		at := &c.b.progress[lane]
 		if at.open == nil {
 			at.open = make(map[uint64]bool)
 		}
@@ -288,6 +293,7 @@ func (b *Bridge) connected(u *url.URL, c *conn) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.conn = c
+	b.up.Store(true)
 	b.status.Connected, b.status.URL, b.status.Since = true, u.Redacted(), time.Now()
 	b.status.SessionPresent = c.limits.sessionPresent
 	b.status.Connections++
@@ -297,6 +303,7 @@ func (b *Bridge) disconnected() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.conn = nil
+	b.up.Store(false)
 	b.status.Connected, b.status.Since = false, time.Now()
 }
 
@@ -313,6 +320,12 @@ func (b *Bridge) failed(u *url.URL, err error) {
 		b.status.Since = time.Now()
 	}
 	b.status.URL, b.status.LastError = u.Redacted(), err.Error()
+}
+
+// Live reports whether new telemetry can be sent soon: the bridge is connected, and
+// not far behind. It may be called at any time.
+func (b *Bridge) Live() bool {
+	return b.up.Load() && b.out[buffer.Telemetry].Stored() < uint64(liveWindows*b.o.Window)
 }
 
 // Status tells how the bridge stands.

@@ -262,21 +262,21 @@ func TestWindow(t *testing.T) {
 }
 
 func TestPacketIDsStayInTheirShares(t *testing.T) {
-	seen := map[uint16]buffer.Class{}
-	for class := buffer.Alert; class < buffer.Local; class++ {
+	seen := map[uint16]int{}
+	for lane := range len(Outboxes{}) {
 		for ordinal := uint64(1); ordinal <= 40_000; ordinal++ {
-			id := packetID(class, ordinal)
-			if other, ok := seen[id]; ok && other != class {
-				t.Fatalf("id %d is of %s and of %s", id, other, class)
+			id := packetID(lane, ordinal)
+			if other, ok := seen[id]; ok && other != lane {
+				t.Fatalf("id %d is of lanes %d and %d", id, lane, other)
 			}
 			if id < idBlock {
-				t.Fatalf("id %d of %s is reserved", id, class)
+				t.Fatalf("id %d of lane %d is reserved", id, lane)
 			}
-			seen[id] = class
+			seen[id] = lane
 		}
 	}
-	if got := len(seen); got != 5*idBlock {
-		t.Errorf("%d ids in use, want %d", got, 5*idBlock)
+	if got := len(seen); got != 7*idBlock {
+		t.Errorf("%d ids in use, want %d", got, 7*idBlock)
 	}
 }
 

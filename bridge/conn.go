@@ -150,11 +150,24 @@ func (c *conn) write(ctx context.Context) error {
 	err := errors.Join(c.announce(true, ""), c.subscribe())
 	var pending []buffer.Delivery // handed out and not yet sent
 	asked := false
+	var paced time.Duration // how long to wait until more may go
 	ask := func() {
-		if n := c.window.room() - len(pending); !asked && n > 0 {
-			c.want <- min(n, maxBatch)
-			asked = true
+		n := min(c.window.room()-len(pending), maxBatch)
+		if asked || n <= 0 {
+			return
 		}
+		if c.b.pace.limited() {
+			// No more than may go at once, so that an alert that comes meanwhile is next.
+			var may int
+			if may, paced = c.b.pace.allowed(time.Now()); len(pending) > 0 {
+				may = 0
+			}
+			if n = min(n, may); n == 0 {
+				return
+			}
+		}
+		c.want <- n
+		asked = true
 	}
 	for err == nil {
 		if err = c.writeOwed(); err != nil {
@@ -164,7 +177,10 @@ func (c *conn) write(ctx context.Context) error {
 		if wait, err = c.writeRefused(); err != nil {
 			break
 		}
-		ask() // the next batch comes while this one is written
+		paced = 0
+		if !c.b.pace.limited() {
+			ask() // the next batch comes while this one is written
+		}
 		if pending, err = c.writeBatch(pending); err != nil {
 			break
 		}
@@ -185,7 +201,7 @@ func (c *conn) write(ctx context.Context) error {
 			break
 		}
 		var resume <-chan time.Time
-		if wait > 0 {
+		if wait = soonest(wait, paced); wait > 0 {
 			resume = time.After(wait)
 		}
 		select {
@@ -200,6 +216,14 @@ func (c *conn) write(ctx context.Context) error {
 		}
 	}
 	return err
+}
+
+// soonest is the shorter of two waits, of which 0 is none.
+func soonest(a, b time.Duration) time.Duration {
+	if a == 0 || b > 0 && b < a {
+		return b
+	}
+	return a
 }
 
 // wakeOthers is called by the reader before it waits.
@@ -254,9 +278,9 @@ func (c *conn) writeBatch(batch []buffer.Delivery) ([]buffer.Delivery, error) {
 // send writes one copy, or settles it if it cannot go. It reports false if the
 // copy has to wait.
 func (c *conn) send(d *buffer.Delivery) (bool, error) {
-	class := d.Outbox.Class()
-	at := &c.b.progress[class]
-	if !c.closeGap(class, d.Ordinal) {
+	lane := c.b.out.lane(d.Outbox)
+	at := &c.b.progress[lane]
+	if !c.closeGap(lane, d.Ordinal) {
 		return false, nil
 	}
 	at.seen = max(at.seen, d.Ordinal)
@@ -273,7 +297,7 @@ func (c *conn) send(d *buffer.Delivery) (bool, error) {
 		return true, nil
 	}
 	if p.qos > 0 {
-		p.id = packetID(class, d.Ordinal)
+		p.id = packetID(lane, d.Ordinal)
 		p.dup = again
 	}
 	size := p.size()
@@ -303,6 +327,7 @@ func (c *conn) send(d *buffer.Delivery) (bool, error) {
 		c.largest0 = max(c.largest0, size)
 	}
 	c.b.sent.Add(1)
+	c.b.pace.sent(size)
 	c.aliases.use(&p)
 	return true, p.writeTo(c.w)
 }
@@ -324,7 +349,7 @@ func (c *conn) writeRefused() (time.Duration, error) {
 			return wait, nil
 		}
 		p := c.packet(&d)
-		p.id = packetID(d.Outbox.Class(), d.Ordinal)
+		p.id = packetID(c.b.out.lane(d.Outbox), d.Ordinal)
 		var alive bool
 		if p.expiry, alive = timeLeft(&d, time.Now()); !alive {
 			c.window.drop(p.id)
@@ -333,6 +358,7 @@ func (c *conn) writeRefused() (time.Duration, error) {
 			continue
 		}
 		c.b.sent.Add(1)
+		c.b.pace.sent(p.size())
 		c.aliases.use(&p)
 		if err := p.writeTo(c.w); err != nil {
 			return 0, err
@@ -379,7 +405,7 @@ func (c *conn) parkLargest() error {
 		return nil
 	}
 	c.b.maxPacket = size - 1
-	c.window.drop(packetID(d.Outbox.Class(), d.Ordinal))
+	c.window.drop(packetID(c.b.out.lane(d.Outbox), d.Ordinal))
 	return c.b.park(&d, fmt.Sprintf("the upstream closed the connection over a packet of %d bytes", size))
 }
 

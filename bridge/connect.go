@@ -118,7 +118,7 @@ func (b *Bridge) login(nc net.Conn, url string) (*conn, error) {
 	if c.limits.window == 0 {
 		return nil, fmt.Errorf("protocol error: Receive Maximum is 0") // MQTT 5 §3.2.2.3.3
 	}
-	c.window = newWindow(c.limits.window)
+	c.window = newWindow(c.limits.window, &b.out)
 	c.aliases.most = c.limits.aliases
 	if connect.CleanStart {
 		c.limits.sessionPresent = false

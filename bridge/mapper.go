@@ -40,6 +40,10 @@ type MapperOptions struct {
 	Forward  []Forward // tried in order for topics outside devices/
 	Outboxes Outboxes  // where the copies go
 
+	// Live says whether telemetry can be sent soon. What cannot goes to Replay, and has
+	// the user property replayed. nil keeps all of it in one order.
+	Live func() bool
+
 	// Unknown is told once of each device that publishes but is not in Devices,
 	// with the lines that would add it to the site file. It must not block.
 	Unknown func(device, yaml string)
@@ -107,6 +111,8 @@ type Mapper struct {
 	outboxes Outboxes
 	props    []byte // the gateway property and the key of seq
 	own      []byte // the gateway property
+	late     []byte // props of what is replayed
+	live     func() bool
 	filters  []Filter
 	seq      string // "origin.boot."
 
@@ -143,11 +149,13 @@ func NewMapper(o MapperOptions) (*Mapper, error) {
 	m := &Mapper{
 		outboxes: o.Outboxes,
 		unknown:  o.Unknown,
+		live:     o.Live,
 		seq:      fmt.Sprintf("%s.%d.", o.Origin, o.Boot),
 		props:    appendString(appendUser(nil, "gateway", o.Gateway), userProperty, "seq"),
 		routes:   map[string]*target{},
 		reported: map[string]bool{},
 	}
+	m.late = append(appendUser(nil, "replayed", "true"), m.props...)
 	m.own = appendUser(nil, "gateway", o.Gateway)
 	fixed := map[string]string{"gateway": o.Gateway, "org": o.Org, "site": o.Site}
 	var err error
@@ -247,7 +255,10 @@ func (m *Mapper) Local(upstream string) (string, bool) {
 	return "", false
 }
 
-// Own reports whether a message with these properties has gone up from this gateway
+// Mark appends the gateway property, by which Own knows a message again.
+func (m *Mapper) Mark(props []byte) []byte { return append(props, m.own...) }
+
+// Own reports whether a message with these properties has gone through this gateway
 // before: it must not go round in circles.
 func (m *Mapper) Own(props []byte) bool {
 	for at := 0; ; at++ {
@@ -273,7 +284,7 @@ func (d Data) check(what string) error {
 	switch {
 	case d.QoS > 2:
 		return fmt.Errorf("%s: QoS %d is above 2", what, d.QoS)
-	case int(d.Class) >= len(Outboxes{}):
+	case d.Class >= buffer.Local:
 		return fmt.Errorf("%s: class %s is not for a bridge", what, d.Class)
 	}
 	return nil
@@ -312,14 +323,24 @@ func (m *Mapper) Route(name string, retain bool, props []byte) (Route, bool) {
 // Copy is the message's copy for this bridge in the class given. Appending it
 // gives it the user properties gateway and seq, with the next number of the topic.
 func (r Route) Copy(class buffer.Class) buffer.Copy {
-	return buffer.Copy{
-		Outbox: r.target.mapper.outboxes[class],
+	m := r.target.mapper
+	c := buffer.Copy{
+		Outbox: m.outboxes[class],
 		Topic:  r.target.topic,
 		Number: r.target,
 		QoS:    r.target.data.QoS,
 		Retain: r.retain,
 	}
+	if class == buffer.Telemetry && m.live != nil && !m.live() {
+		c.Outbox, c.Number = m.outboxes[Replay], replayed{r.target}
+	}
+	return c
 }
+
+// replayed numbers what is replayed.
+type replayed struct{ *target }
+
+func (t replayed) Number() []byte { return appendSeq(t.mapper.late, t.mapper.seq, t.n.Add(1)) }
 
 // Number returns the user properties with the next number of the topic.
 func (t *target) Number() []byte { return appendSeq(t.mapper.props, t.mapper.seq, t.n.Add(1)) }

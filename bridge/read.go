@@ -108,7 +108,7 @@ func (c *conn) refused(p packet, qos byte) error {
 // is more likely than a session that did at the same time.
 func (c *conn) completed(p packet) error {
 	d, out, ok := c.window.completed(p.id)
-	if ok && p.code == codeIDNotFound && out == buffer.Delivered && d.Ordinal <= c.doubt[d.Outbox.Class()] {
+	if ok && p.code == codeIDNotFound && out == buffer.Delivered && d.Ordinal <= c.doubt[c.b.out.lane(d.Outbox)] {
 		c.b.uncertain.Add(1)
 		out = buffer.Uncertain
 	}

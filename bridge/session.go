@@ -19,7 +19,7 @@ type session struct {
 	// the session. One that is there the next time may be new.
 	Unsure bool `json:",omitempty"`
 
-	// Lost is up to where a session that is gone took copies with it, by class.
+	// Lost is up to where a session that is gone took copies with it, by lane.
 	Lost [len(Outboxes{})]uint64
 
 	// Inbound are the ids of QoS 2 messages from the upstream that are stored, and that
@@ -45,8 +45,8 @@ func (b *Bridge) load() error {
 			b.session = session{}
 		}
 	}
-	for class, o := range b.out {
-		at := &b.progress[class]
+	for lane, o := range b.out {
+		at := &b.progress[lane]
 		m := o.Marks()
 		at.written, at.began, at.reusable = m.Sent, m.Sent, m.Settled
 	}
@@ -113,13 +113,13 @@ func (c *conn) resumeSession(unsure bool) error {
 			return err
 		}
 	}
-	for class, o := range b.out {
+	for lane, o := range b.out {
 		if o == nil {
 			continue
 		}
-		c.resumed[class] = o.Marks().Received
+		c.resumed[lane] = o.Marks().Received
 		if unsure {
-			c.doubt[class] = c.resumed[class]
+			c.doubt[lane] = c.resumed[lane]
 		}
 	}
 	return nil
@@ -130,12 +130,12 @@ func (c *conn) resumeSession(unsure bool) error {
 // delivered. That is durable before anything is sent.
 func (c *conn) beginSession(url string) error {
 	b := c.b
-	for class, o := range b.out {
+	for lane, o := range b.out {
 		if o == nil {
 			continue
 		}
-		at := &b.progress[class]
-		b.session.Lost[class] = at.written
+		at := &b.progress[lane]
+		b.session.Lost[lane] = at.written
 		at.counted = 0
 		clear(at.open)
 		o.Forget()
@@ -152,17 +152,17 @@ func (c *conn) beginSession(url string) error {
 // resume deals with a QoS 2 copy that the upstream may have. done says that it needs
 // no PUBLISH; ok is false if it has to wait.
 func (c *conn) resume(d *buffer.Delivery, at *progress) (done, ok bool) {
-	class := d.Outbox.Class()
+	lane := c.b.out.lane(d.Outbox)
 	delete(at.open, d.Ordinal)
-	if d.Ordinal <= c.resumed[class] {
-		id := packetID(class, d.Ordinal)
+	if d.Ordinal <= c.resumed[lane] {
+		id := packetID(lane, d.Ordinal)
 		if !c.window.release(d, id, buffer.Delivered) {
 			return true, false
 		}
 		c.w.Write(appendPubrel(nil, id))
 		return true, true
 	}
-	if d.Ordinal <= c.b.session.Lost[class] && d.Ordinal > at.counted {
+	if d.Ordinal <= c.b.session.Lost[lane] && d.Ordinal > at.counted {
 		at.counted = d.Ordinal
 		c.b.uncertain.Add(1)
 		if c.b.o.DropLost {
@@ -176,7 +176,7 @@ func (c *conn) resume(d *buffer.Delivery, at *progress) (done, ok bool) {
 // releaseOnly sets a copy's id free at the upstream and settles the copy. It reports
 // false if that has to wait.
 func (c *conn) releaseOnly(d *buffer.Delivery, out buffer.Outcome) bool {
-	id := packetID(d.Outbox.Class(), d.Ordinal)
+	id := packetID(c.b.out.lane(d.Outbox), d.Ordinal)
 	if !c.window.release(d, id, out) {
 		return false
 	}
@@ -188,23 +188,23 @@ func (c *conn) releaseOnly(d *buffer.Delivery, out buffer.Outcome) bool {
 // process, and that the buffer does not bring again, because they are on a damaged
 // part of the disk: otherwise the upstream would take the next with the same id for
 // a repeat. It reports false if that has to wait.
-func (c *conn) closeGap(class buffer.Class, ordinal uint64) bool {
-	at := &c.b.progress[class]
-	if c.next[class] < ordinal && ordinal-1 > c.resumed[class] {
-		c.window.pass(c.b.out[class], ordinal-1)
+func (c *conn) closeGap(lane int, ordinal uint64) bool {
+	at := &c.b.progress[lane]
+	if c.next[lane] < ordinal && ordinal-1 > c.resumed[lane] {
+		c.window.pass(c.b.out[lane], ordinal-1)
 	}
-	for last := min(ordinal-1, at.written); c.next[class] <= last; c.next[class]++ {
-		n := c.next[class]
+	for last := min(ordinal-1, at.written); c.next[lane] <= last; c.next[lane]++ {
+		n := c.next[lane]
 		unseen := n > at.seen && n <= at.began
 		if !unseen && !at.open[n] || !c.limits.sessionPresent {
 			continue
 		}
-		if !c.releaseOnly(&buffer.Delivery{Outbox: c.b.out[class], Ordinal: n}, 0) {
+		if !c.releaseOnly(&buffer.Delivery{Outbox: c.b.out[lane], Ordinal: n}, 0) {
 			return false
 		}
 		delete(at.open, n)
 	}
-	c.next[class] = max(c.next[class], ordinal+1)
+	c.next[lane] = max(c.next[lane], ordinal+1)
 	return true
 }
 
@@ -219,7 +219,7 @@ func (c *conn) end(d *buffer.Delivery, out buffer.Outcome) {
 // reusable reports whether the id of a copy is free for good: the copy that had it
 // before is settled, and a crash does not bring it back.
 func (c *conn) reusable(d *buffer.Delivery, at *progress) bool {
-	share := idShare(d.Outbox.Class())
+	share := idShare(c.b.out.lane(d.Outbox))
 	if d.Ordinal <= at.reusable+share {
 		return true
 	}
@@ -241,7 +241,7 @@ func (c *conn) reserve(ctx context.Context, batch []buffer.Delivery) bool {
 	var last [len(Outboxes{})]*buffer.Delivery
 	for i := range batch {
 		if d := &batch[i]; d.QoS == 2 {
-			last[d.Outbox.Class()] = d
+			last[c.b.out.lane(d.Outbox)] = d
 		}
 	}
 	for _, d := range last {
@@ -269,7 +269,7 @@ func (c *conn) commit(ctx context.Context) {
 			return
 		}
 		for {
-			batch := c.window.toCommit(&c.b.out)
+			batch := c.window.toCommit()
 			if len(batch.ids) == 0 && batch.upTo == [len(Outboxes{})]uint64{} {
 				break
 			}
@@ -293,8 +293,8 @@ func (c *conn) settleDoubt() {
 	if c.settled || c.doubt == [len(Outboxes{})]uint64{} {
 		return
 	}
-	for class, upTo := range c.doubt {
-		if o := c.b.out[class]; o != nil && o.Marks().Settled < upTo {
+	for lane, upTo := range c.doubt {
+		if o := c.b.out[lane]; o != nil && o.Marks().Settled < upTo {
 			return
 		}
 	}
@@ -309,11 +309,11 @@ func (c *conn) settleDoubt() {
 func (c *conn) makeDurable(ctx context.Context, batch commit) bool {
 	var first *buffer.Outbox
 	var others []*buffer.Outbox
-	for class, upTo := range batch.upTo {
+	for lane, upTo := range batch.upTo {
 		if upTo == 0 {
 			continue
 		}
-		o := c.b.out[class]
+		o := c.b.out[lane]
 		o.Received(upTo)
 		if first == nil {
 			first = o

@@ -347,12 +347,13 @@ func (w *world) step() {
 
 func (w *world) append() {
 	w.next++
-	class := buffer.Class(w.dice.IntN(int(buffer.Local)))
+	lane := w.dice.IntN(len(w.out))
+	class := w.out[lane].Class()
 	qos := byte(w.dice.IntN(3))
 	w.qos[w.next] = qos
 	m := buffer.Message{
-		Topic: fmt.Sprintf("a/topic/%d", w.dice.IntN(3)), Payload: fmt.Appendf(nil, "%d %d", w.next, class), Urgent: w.dice.IntN(2) == 0,
-		Copies: []buffer.Copy{{Outbox: w.out[class], QoS: qos}},
+		Topic: fmt.Sprintf("a/topic/%d", w.dice.IntN(3)), Payload: fmt.Appendf(nil, "%d %d", w.next, lane), Urgent: w.dice.IntN(2) == 0,
+		Copies: []buffer.Copy{{Outbox: w.out[lane], QoS: qos}},
 	}
 	if w.dice.IntN(20) == 0 {
 		w.dies[w.next] = true

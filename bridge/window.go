@@ -9,19 +9,35 @@ import (
 	"github.com/fieldferry/fieldferry/buffer"
 )
 
-// Outboxes are a bridge's, by class; the class local has none.
-type Outboxes [buffer.Local]*buffer.Outbox
+// Outboxes are a bridge's, by class; the class local has none. Replay comes last.
+type Outboxes [Replay + 1]*buffer.Outbox
+
+// Replay is the place of a second outbox of the class telemetry. With live-first it
+// takes what cannot be sent soon, so that it does not stand before what is new.
+const Replay = int(buffer.Local)
 
 // OpenOutboxes opens the outboxes of one destination, or creates them.
 func OpenOutboxes(b *buffer.Buffer, name string) (Outboxes, error) {
 	var out Outboxes
-	for class := range out {
+	for lane := range out {
+		of, class := name, buffer.Class(lane)
+		if lane == Replay {
+			of, class = name+"/replay", buffer.Telemetry
+		}
 		var err error
-		if out[class], err = b.Outbox(name, buffer.Class(class)); err != nil {
+		if out[lane], err = b.Outbox(of, class); err != nil {
 			return Outboxes{}, err
 		}
 	}
 	return out, nil
+}
+
+// lane is an outbox's place.
+func (o *Outboxes) lane(b *buffer.Outbox) int {
+	if b == o[Replay] {
+		return Replay
+	}
+	return int(b.Class())
 }
 
 // Ledger adds up the classes.
@@ -36,22 +52,26 @@ func (o Outboxes) Ledger() buffer.Ledger {
 // The 65,535 packet ids are shared out for good, because an id must mean the same
 // copy after a restart: 1 to 8,191 are for what the bridge says on its own behalf,
 // the next three times 8,192 for alert, command and status, 16,384 for telemetry,
-// and the last 16,384 are spare.
+// and the last 16,384 for what is replayed of that.
 const (
 	idBlock    = 8192
 	idPresence = 1
 )
 
-// packetID is the id of a copy: the base of its class + ordinal mod size. It needs
+// packetID is the id of a copy: the base of its lane + ordinal mod size. It needs
 // no table and no file. Two copies that are unsettled at the same time must not
 // share one, so a copy waits for the one that is a whole share older.
-func packetID(class buffer.Class, ordinal uint64) uint16 {
-	return uint16((uint64(class)+1)*idBlock + ordinal%idShare(class))
+func packetID(lane int, ordinal uint64) uint16 {
+	base := uint64(lane+1) * idBlock
+	if lane == Replay {
+		base = 6 * idBlock
+	}
+	return uint16(base + ordinal%idShare(lane))
 }
 
-// idShare is how many ids a class has.
-func idShare(class buffer.Class) uint64 {
-	if class == buffer.Telemetry {
+// idShare is how many ids a lane has.
+func idShare(lane int) uint64 {
+	if lane >= int(buffer.Telemetry) {
 		return 2 * idBlock
 	}
 	return idBlock
@@ -100,6 +120,7 @@ type waiting struct {
 // that what was refused goes again in its order.
 type window struct {
 	size int // messages
+	out  *Outboxes
 
 	mu      sync.Mutex // guards all below
 	moved   time.Time  // when the last answer came, or when the first flight began to wait for one
@@ -111,7 +132,7 @@ type window struct {
 	pause   time.Duration // the last one
 	resume  time.Time     // nothing goes before; zero is no pause
 
-	waits [len(Outboxes{})][]waiting // QoS 2, by class: what has no PUBREC yet, in order
+	waits [len(Outboxes{})][]waiting // QoS 2, by lane: what has no PUBREC yet, in order
 	came  uint64                     // PUBRECs
 }
 
@@ -121,8 +142,8 @@ const (
 	maxPause   = 30 * time.Second
 )
 
-func newWindow(size int) *window {
-	return &window{size: size, limit: size, flights: make(map[uint16]*flight)}
+func newWindow(size int, out *Outboxes) *window {
+	return &window{size: size, out: out, limit: size, flights: make(map[uint16]*flight)}
 }
 
 // room is how many more messages may be handed out by the buffer.
@@ -194,7 +215,7 @@ func (w *window) pass(o *buffer.Outbox, ordinal uint64) {
 
 // wait puts an entry behind those of its class. w.mu is held.
 func (w *window) wait(o *buffer.Outbox, e waiting) {
-	list := w.waits[o.Class()]
+	list := w.waits[w.out.lane(o)]
 	if n := len(list); n > 0 && e.id == 0 && list[n-1].id == 0 {
 		list[n-1].ordinal = e.ordinal
 		return
@@ -204,7 +225,7 @@ func (w *window) wait(o *buffer.Outbox, e waiting) {
 		n, _ := slices.BinarySearchFunc(list, settled+1, func(e waiting, ordinal uint64) int { return cmp.Compare(e.ordinal, ordinal) })
 		list = slices.Clone(list[n:])
 	}
-	w.waits[o.Class()] = append(list, e)
+	w.waits[w.out.lane(o)] = append(list, e)
 }
 
 // holding reports whether something that is received waits for us.
@@ -332,16 +353,16 @@ type copyAt struct {
 }
 
 // toCommit moves the marks over what has its PUBREC, or is settled without one.
-func (w *window) toCommit(outboxes *Outboxes) (c commit) {
+func (w *window) toCommit() (c commit) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for class := range w.waits {
-		list := w.waits[class]
+	for lane := range w.waits {
+		list := w.waits[lane]
 		n := 0
 		for ; n < len(list); n++ {
 			f := w.flights[list[n].id]
 			if list[n].id == 0 || f == nil || f.Ordinal != list[n].ordinal { // settled without a PUBREC
-				if outboxes[class].Marks().Settled < list[n].ordinal {
+				if w.out[lane].Marks().Settled < list[n].ordinal {
 					break
 				}
 				continue
@@ -354,9 +375,9 @@ func (w *window) toCommit(outboxes *Outboxes) (c commit) {
 		if n == 0 {
 			continue
 		}
-		c.upTo[class] = list[n-1].ordinal
-		if w.waits[class] = list[n:]; n == len(list) {
-			w.waits[class] = list[:0]
+		c.upTo[lane] = list[n-1].ordinal
+		if w.waits[lane] = list[n:]; n == len(list) {
+			w.waits[lane] = list[:0]
 		}
 	}
 	slices.SortFunc(c.ids, func(a, b copyAt) int { return cmp.Compare(a.came, b.came) })
@@ -390,12 +411,12 @@ func (w *window) repeated(id uint16) bool {
 }
 
 // open yields the QoS 2 copies of which the upstream may have the id.
-func (w *window) open(yield func(class buffer.Class, ordinal uint64)) {
+func (w *window) open(yield func(lane int, ordinal uint64)) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, f := range w.flights {
 		if f.qos == 2 && f.state != refused && f.Outbox != nil {
-			yield(f.Outbox.Class(), f.Ordinal)
+			yield(w.out.lane(f.Outbox), f.Ordinal)
 		}
 	}
 }
@@ -413,7 +434,7 @@ func (w *window) refuse(id uint16, qos byte, now time.Time) (ok bool, pause time
 	w.moved = now
 	w.refused = append(w.refused, f)
 	slices.SortFunc(w.refused, func(a, b *flight) int {
-		return cmp.Or(cmp.Compare(a.Outbox.Class(), b.Outbox.Class()), cmp.Compare(a.Ordinal, b.Ordinal))
+		return cmp.Or(cmp.Compare(w.out.lane(a.Outbox), w.out.lane(b.Outbox)), cmp.Compare(a.Ordinal, b.Ordinal))
 	})
 	w.limit = 1
 	if !now.Before(w.resume) { // not of a volley that has paused us already

@@ -147,12 +147,6 @@ func (u *unsupported) bridge(c *config.Config, b *config.Bridge) {
 	if b.Connections > 1 {
 		u.add(at("connections"), what+".connections", "several connections of one bridge are")
 	}
-	if b.Limit.MessagesPerSecond > 0 || b.Limit.BytesPerSecond > 0 {
-		u.add(b.Limit.Pos, what+".limit", "rate limits are")
-	}
-	if b.LiveFirst {
-		u.add(at("replay"), what+".replay: live-first", "another order than ordered is")
-	}
 	for _, d := range b.Data {
 		if d.Encrypt != "" {
 			u.add(d.Pos, what+".data."+d.Name+".encrypt", "end-to-end encryption is")

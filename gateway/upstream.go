@@ -42,7 +42,7 @@ func (u *upstream) deliver(ctx context.Context, m *bridge.Inbound, r buffer.Rece
 		return nil
 	}
 	return u.publish(ctx, &localbroker.Message{
-		Topic: name, Payload: m.Payload, Props: m.Props, QoS: m.QoS, Retain: m.Retain, Expiry: m.Expiry,
+		Topic: name, Payload: m.Payload, Props: u.mapper.Mark(m.Props), QoS: m.QoS, Retain: m.Retain, Expiry: m.Expiry,
 		Received: time.Now(), Urgent: true, ClientID: fromUpstream,
 	}, r)
 }
@@ -55,7 +55,11 @@ func openUpstream(c *config.Config, b *config.Bridge, buf *buffer.Buffer, log *s
 	if u.outboxes, err = bridge.OpenOutboxes(buf, bridgeOutbox+b.Name+"/0"); err != nil {
 		return nil, err
 	}
-	if u.mapper, err = bridge.NewMapper(mapperOptions(c, b, u.outboxes, buf, log)); err != nil {
+	mo := mapperOptions(c, b, u.outboxes, buf, log)
+	if b.LiveFirst {
+		mo.Live = func() bool { return u.bridge.Live() }
+	}
+	if u.mapper, err = bridge.NewMapper(mo); err != nil {
 		return nil, err
 	}
 	if u.reader, err = buf.Reader(u.outboxes[:]...); err != nil {
@@ -69,6 +73,7 @@ func openUpstream(c *config.Config, b *config.Bridge, buf *buffer.Buffer, log *s
 		Backoff:       bridge.Backoff{First: b.BackoffFirst, Max: b.BackoffMax},
 		Presence:      presence(c, u.mapper, buf),
 		DropLost:      b.DropLost,
+		Limit:         bridge.Limit{Messages: b.Limit.MessagesPerSecond, Bytes: b.Limit.BytesPerSecond},
 		Logger:        log,
 	}
 	for _, url := range b.Upstream {
