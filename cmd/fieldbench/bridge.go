@@ -33,21 +33,21 @@ type bridgeBench struct {
 const (
 	upstreamTopic = "bench/bench/telemetry"
 	bridgeWindow  = 1000 // messages under way
-	stalled       = 10 * time.Minute
+	stalled       = 5 * time.Minute
 )
 
 func bridgeCommand() *cobra.Command {
 	b := &bridgeBench{}
 	var parts []string
 	var asJSON bool
-	names := []string{"rates", "trip", "backlog"}
+	names := []string{"rates", "through", "trip", "backlog"}
 	cmd := &cobra.Command{
 		Use:   "bridge",
 		Short: "Measure the bridge against a raw pipelined writer and Mosquitto's own bridge",
 		Long: `Measures how fast messages of 200 bytes that are stored come to a subscriber of a
 Mosquitto upstream: by the bridge, by a raw pipelined writer on paho.golang/packets
-that stores nothing, and by another Mosquitto's bridge, measured in turns. Then the
-bridge with a round trip of 50 ms, and with a backlog of an outage.`,
+that stores nothing, and by another Mosquitto's bridge, all with 1,000 under way,
+measured in turns. Then the bridge with a round trip of 50 ms, and with a backlog of an outage.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			b.out = cmd.ErrOrStderr()
@@ -64,7 +64,7 @@ bridge with a round trip of 50 ms, and with a backlog of an outage.`,
 			if b.report.SyncP50, err = syncTime(b.dir); err != nil {
 				return err
 			}
-			for i, f := range []func(context.Context) error{b.measureRates, b.measureTrip, b.measureBacklog} {
+			for i, f := range []func(context.Context) error{b.measureRates, b.measureThrough, b.measureTrip, b.measureBacklog} {
 				if len(parts) > 0 && !slices.Contains(parts, names[i]) {
 					continue
 				}
@@ -193,11 +193,11 @@ func (b *bridgeBench) measureRates(ctx context.Context) error {
 	for _, qos := range []byte{1, 2} {
 		var raws, ours, theirs, toRaw, toTheirs []float64
 		for range b.rounds {
-			raw, err := b.turn(ctx, func(u *upstreamPeer) error { return rawWriter(ctx, u.gate.addr(), qos, b.messages) })
+			raw, err := b.turn(ctx, func(u *upstreamPeer) error { return rawWriter(ctx, u.gate.addr(), upstreamTopic, qos, b.messages) })
 			if err != nil {
 				return fmt.Errorf("raw writer, QoS %d: %w", qos, err)
 			}
-			our, err := b.bridged(ctx, qos, 0, b.messages, 0)
+			our, err := b.bridged(ctx, qos, 0, b.messages, 0, nil)
 			if err != nil {
 				return fmt.Errorf("bridge, QoS %d: %w", qos, err)
 			}
@@ -205,7 +205,7 @@ func (b *bridgeBench) measureRates(ctx context.Context) error {
 			if qos == 2 {
 				continue // Mosquitto 2.0.11's own stalls with it
 			}
-			their, err := b.turn(ctx, func(u *upstreamPeer) error { return b.mosquittoBridge(ctx, u, qos) })
+			their, err := b.turn(ctx, func(u *upstreamPeer) error { return b.mosquittoStored(ctx, u, qos) })
 			if err != nil {
 				return fmt.Errorf("Mosquitto's bridge, QoS %d: %w", qos, err)
 			}
@@ -219,9 +219,83 @@ func (b *bridgeBench) measureRates(ctx context.Context) error {
 			continue
 		}
 		b.add("rates", name+": Mosquitto's bridge", median(theirs), "messages/s")
-		b.atLeast("rates", name+": ratio to Mosquitto's bridge", median(toTheirs), 1.2, "")
+		b.add("rates", name+": ratio to Mosquitto's bridge", median(toTheirs), "")
 	}
 	return nil
+}
+
+// measureThrough has a client publish on the local broker while the bridge carries
+// the messages on, ours and Mosquitto's in turns.
+func (b *bridgeBench) measureThrough(ctx context.Context) error {
+	for _, qos := range []byte{1} {
+		var ours, theirs, ratios []float64
+		for range b.rounds {
+			our, err := b.through(ctx, func(dir string, u *upstreamPeer) (*peer, error) {
+				return startOurs(ctx, dir, siteInFolder(dir)+fmt.Sprintf(throughBridge, u.gate.addr(), qos))
+			}, benchTopic, qos)
+			if err != nil {
+				return fmt.Errorf("ours: %w", err)
+			}
+			their, err := b.through(ctx, func(dir string, u *upstreamPeer) (*peer, error) {
+				return startMosquittoWith(ctx, dir, mosquittoBridge(u.gate.addr(), qos))
+			}, upstreamTopic, qos)
+			if err != nil {
+				return fmt.Errorf("Mosquitto: %w", err)
+			}
+			ours, theirs, ratios = append(ours, our), append(theirs, their), append(ratios, our/their)
+		}
+		name := fmt.Sprintf("QoS %d, publisher to upstream", qos)
+		b.add("through", name+": ours", median(ours), "messages/s")
+		b.add("through", name+": Mosquitto's bridge", median(theirs), "messages/s")
+		b.atLeast("through", name+": ratio to Mosquitto's bridge", median(ratios), 1.2, "")
+	}
+	return nil
+}
+
+// siteInFolder is siteAlone with its data in a folder.
+func siteInFolder(dir string) string {
+	return strings.Replace(siteAlone, "zone: bench}", fmt.Sprintf("zone: bench, data_dir: %q}", filepath.Join(dir, "data")), 1)
+}
+
+const throughBridge = `
+adapters:
+  talkers:
+    mqtt: local
+    devices: {bench: {type: bench, zone: bench}}
+bridges:
+  cloud: {upstream: ["mqtt://%s"], client_id: bench, topic: "bench/{device}/{data}", data: {telemetry: {qos: %d}}}
+`
+
+// through measures one broker that has a bridge.
+func (b *bridgeBench) through(ctx context.Context, start func(dir string, u *upstreamPeer) (*peer, error), topic string, qos byte) (rate float64, err error) {
+	u, err := b.upstream(ctx, 0, b.messages, 0)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, u.stop()) }()
+	dir, remove, err := b.folder()
+	if err != nil {
+		return 0, err
+	}
+	defer remove()
+	u.gate.open()
+	p, err := start(dir, u)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, p.stop()) }()
+	for !u.gate.used() { // until the bridge is there
+		if err := sleep(ctx, 20*time.Millisecond); err != nil {
+			return 0, err
+		}
+	}
+	if err := sleep(ctx, time.Second); err != nil { // and has its CONNACK
+		return 0, err
+	}
+	if err := rawWriter(ctx, p.Addr, topic, qos, b.messages); err != nil {
+		return 0, err
+	}
+	return u.rate(ctx)
 }
 
 // turn has something send to a fresh upstream.
@@ -243,17 +317,19 @@ func (b *bridgeBench) turn(ctx context.Context, send func(*upstreamPeer) error) 
 func (b *bridgeBench) measureTrip(ctx context.Context) error {
 	const trip, most = 50 * time.Millisecond, 500
 	full := most / trip.Seconds()
-	rate, err := b.bridged(ctx, 1, trip, int(20*full/4), most)
+	var used []float64
+	rate, err := b.bridged(ctx, 1, trip, int(5*full), most, func(s bridge.Status) { used = append(used, float64(s.InFlight)) })
 	if err != nil {
 		return err
 	}
 	b.add("trip", "QoS 1 at 50 ms, Receive Maximum 500", rate, "messages/s")
-	b.atLeast("trip", "QoS 1 at 50 ms: share of the Receive Maximum in use", rate/full, 0.9, "")
+	b.atLeast("trip", "QoS 1 at 50 ms: of the Receive Maximum in use", median(used)/most, 0.9, "")
 	return nil
 }
 
-// bridged fills a buffer and has a bridge empty it to a fresh upstream.
-func (b *bridgeBench) bridged(ctx context.Context, qos byte, delay time.Duration, n, inflight int) (rate float64, err error) {
+// bridged fills a buffer and has a bridge empty it to a fresh upstream. look, which
+// may be nil, is told of the bridge now and then.
+func (b *bridgeBench) bridged(ctx context.Context, qos byte, delay time.Duration, n, inflight int, look func(bridge.Status)) (rate float64, err error) {
 	u, err := b.upstream(ctx, delay, n, inflight)
 	if err != nil {
 		return 0, err
@@ -270,9 +346,24 @@ func (b *bridgeBench) bridged(ctx context.Context, qos byte, delay time.Duration
 	u.gate.open()
 	stop := s.run(ctx)
 	defer stop()
+	var looking sync.WaitGroup
+	if look != nil {
+		looking.Go(func() {
+			for tick := time.NewTicker(10 * time.Millisecond); ; {
+				select {
+				case <-u.done:
+					tick.Stop()
+					return
+				case <-tick.C:
+					look(s.bridge.Status())
+				}
+			}
+		})
+	}
 	if rate, err = u.rate(ctx); err != nil {
 		return rate, err
 	}
+	looking.Wait()
 	stop()
 	if l := s.out.Ledger(); l.Delivered+l.Stored != uint64(n) || l.Difference() != 0 {
 		err = fmt.Errorf("ledger %+v", l)
@@ -409,7 +500,7 @@ func (b *bridgeBench) backlog(ctx context.Context, n int, live bool) (err error)
 }
 
 // rawWriter sends as fast as it can with a window, and waits for all answers.
-func rawWriter(ctx context.Context, addr string, qos byte, n int) error {
+func rawWriter(ctx context.Context, addr, topic string, qos byte, n int) error {
 	nc, err := net.Dial("tcp", addr)
 	if err != nil {
 		return err
@@ -441,18 +532,20 @@ func rawWriter(ctx context.Context, addr string, qos byte, n int) error {
 				mu.Lock()
 				rel := packets.Pubrel{PacketID: p.PacketID(), Properties: &packets.Properties{}}
 				rel.WriteTo(w)
-				if r.Buffered() == 0 {
-					w.Flush()
-				}
 				mu.Unlock()
 			case packets.PUBACK, packets.PUBCOMP:
 				<-slots
 				left--
 			}
+			if qos == 2 && r.Buffered() == 0 {
+				mu.Lock()
+				w.Flush()
+				mu.Unlock()
+			}
 		}
 		answered <- nil
 	}()
-	p := packets.Publish{Topic: upstreamTopic, QoS: qos, Properties: &packets.Properties{}}
+	p := packets.Publish{Topic: topic, QoS: qos, Properties: &packets.Properties{}}
 	for i := range n {
 		if qos > 0 {
 			select {
@@ -488,26 +581,30 @@ func rawWriter(ctx context.Context, addr string, qos byte, n int) error {
 	return errors.Join(err, <-answered)
 }
 
-// mosquittoBridge has another Mosquitto queue all messages for a bridge that cannot
+// mosquittoStored has another Mosquitto queue all messages for a bridge that cannot
 // connect, and then lets it.
-func (b *bridgeBench) mosquittoBridge(ctx context.Context, u *upstreamPeer, qos byte) error {
+func (b *bridgeBench) mosquittoStored(ctx context.Context, u *upstreamPeer, qos byte) error {
 	dir, remove, err := b.folder()
 	if err != nil {
 		return err
 	}
 	defer remove()
 	u.gate.shut()
-	conf := fmt.Sprintf("max_inflight_messages 0\nconnection bench\naddress %s\nbridge_protocol_version mqttv50\ntopic # out %d\nrestart_timeout 1\ncleansession false\nnotifications false\ntry_private false\n", u.gate.addr(), qos)
-	p, err := startMosquittoWith(ctx, dir, conf)
+	p, err := startMosquittoWith(ctx, dir, mosquittoBridge(u.gate.addr(), qos))
 	if err != nil {
 		return err
 	}
-	err = rawWriter(ctx, p.Addr, qos, b.messages)
+	err = rawWriter(ctx, p.Addr, upstreamTopic, qos, b.messages)
 	if err == nil {
 		u.gate.open()
 		_, err = u.rate(ctx)
 	}
 	return errors.Join(err, p.stop())
+}
+
+// mosquittoBridge is the configuration of a bridge that carries everything.
+func mosquittoBridge(addr string, qos byte) string {
+	return fmt.Sprintf("max_inflight_messages %d\nconnection bench\naddress %s\nbridge_protocol_version mqttv311\ntopic # out %d\nrestart_timeout 1\ncleansession false\nnotifications false\ntry_private false\n", bridgeWindow, addr, qos)
 }
 
 // startMosquittoWith starts a Mosquitto with more lines of configuration.
@@ -559,6 +656,13 @@ func (g *gate) addr() string { return g.ln.Addr().String() }
 
 func (g *gate) open() { g.set(true) }
 func (g *gate) shut() { g.set(false) }
+
+// used reports whether somebody came through.
+func (g *gate) used() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return len(g.conns) > 0
+}
 
 func (g *gate) set(open bool) {
 	g.mu.Lock()
