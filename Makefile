@@ -1,8 +1,10 @@
 # The commands of the project. CONTRIBUTING.md says what each is for.
-VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
-GO      ?= go
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+GO       ?= go
+# How long make fuzz runs each target.
+FUZZTIME ?= 10m
 
-.PHONY: build demo test check interop bench clean
+.PHONY: build demo test check interop fuzz bench clean
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/fieldferry ./cmd/fieldferry
@@ -26,6 +28,11 @@ interop:
 	.ci/peers
 	$(GO) test -count=1 ./localbroker/conformance -broker mosquitto
 	$(GO) test -tags interop -count=1 -timeout 20m -run '^TestInterop' ./...
+
+# Every decoder of bytes from outside, one after another: hours, so no part of check.
+# What breaks one stays in its testdata/fuzz, where go test finds it from then on.
+fuzz:
+	GO=$(GO) .ci/fuzz $(FUZZTIME)
 
 # Benchmarks, then ratios to a plain log and to another broker, each measured in turns.
 # Nothing else should run on the machine.

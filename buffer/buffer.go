@@ -390,21 +390,43 @@ func (b *Buffer) addOutbox(s storedOutbox) *Outbox {
 // Outbox returns the outbox of a destination in a class. A new one is durable on
 // return.
 func (b *Buffer) Outbox(name string, class Class) (*Outbox, error) {
-	if class >= NumClasses {
-		return nil, fmt.Errorf("outbox %s: there is no class %d", name, class)
+	all, err := b.MakeOutboxes(class, name)
+	if err != nil {
+		return nil, err
 	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if o := b.outboxes[outboxKey{name, class}]; o != nil {
-		return o, nil
+	return all[0], nil
+}
+
+// MakeOutboxes is Outbox for several destinations in one write.
+func (b *Buffer) MakeOutboxes(class Class, names ...string) ([]*Outbox, error) {
+	if class >= NumClasses {
+		return nil, fmt.Errorf("make outboxes: there is no class %d", class)
 	}
 	// The lock is held over the write: two callers must not make one name twice,
 	// and outboxes are made when the program or a session begins.
-	o := &Outbox{id: b.nextID, name: name, class: class, next: 1}
-	if err := b.meta.create(o); err != nil {
-		return nil, fmt.Errorf("make outbox %s: %w", name, err)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var fresh []*Outbox
+	seen := make(map[string]bool)
+	for _, name := range names {
+		if b.outboxes[outboxKey{name, class}] == nil && !seen[name] {
+			seen[name] = true
+			fresh = append(fresh, &Outbox{id: b.nextID + uint32(len(fresh)), name: name, class: class, next: 1})
+		}
 	}
-	return b.addOutbox(storedOutbox{id: o.id, class: class, name: name, next: 1}), nil
+	if len(fresh) > 0 {
+		if err := b.meta.create(fresh); err != nil {
+			return nil, fmt.Errorf("make outbox %s: %w", fresh[0].name, err)
+		}
+	}
+	for _, o := range fresh {
+		b.addOutbox(storedOutbox{id: o.id, class: class, name: o.name, next: 1})
+	}
+	all := make([]*Outbox, len(names))
+	for i, name := range names {
+		all[i] = b.outboxes[outboxKey{name, class}]
+	}
+	return all, nil
 }
 
 // Outboxes returns all outboxes there are.

@@ -255,3 +255,71 @@ func TestNumbersRiseWithoutGaps(t *testing.T) {
 		t.Errorf("a closed buffer gave number %d and error %v", n.n, err)
 	}
 }
+
+func TestLargeCopiesComeByAndBy(t *testing.T) {
+	b, err := Open(t.TempDir(), Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	o, r := outbox(t, b, "cloud", Telemetry), make(receipt, 10)
+	for range 10 {
+		m := &Message{Topic: "t", Payload: make([]byte, 600<<10), Urgent: true, Copies: []Copy{{Outbox: o}}}
+		if err := b.Append(t.Context(), Telemetry, m, r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 10 {
+		if err := <-r; err != nil {
+			t.Fatal(err)
+		}
+	}
+	reader, err := b.Reader(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer reader.Close()
+	dst := make([]Delivery, 64)
+	for next := uint64(1); next <= 10; {
+		n, err := reader.TryNext(dst)
+		if err != nil || n < 1 || n > 2 {
+			t.Fatalf("%d copies at a time, %v", n, err)
+		}
+		for _, d := range dst[:n] {
+			if d.Ordinal != next {
+				t.Errorf("copy %d, want %d", d.Ordinal, next)
+			}
+			next++
+		}
+	}
+}
+
+func TestMakeOutboxesInOneWrite(t *testing.T) {
+	dir := t.TempDir()
+	b := reopen(t, dir)
+	store := &countedStore{Store: b.meta.db}
+	b.meta.db = store
+	there := outbox(t, b, "b", Local)
+	before := store.updates.Load()
+	all, err := b.MakeOutboxes(Local, "a", "b", "c", "a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := store.updates.Load() - before; n != 1 {
+		t.Errorf("%d writes", n)
+	}
+	if all[0].Name() != "a" || all[1] != there || all[2].Name() != "c" || all[3] != all[0] || len(b.Outboxes()) != 3 {
+		t.Errorf("made %v", all)
+	}
+	put(t, b, 1, 3, all[0], all[2])
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+	b = reopen(t, dir)
+	defer b.Close()
+	balance(t, outbox(t, b, "a", Local), Ledger{Accepted: 3, Stored: 3})
+	balance(t, outbox(t, b, "c", Local), Ledger{Accepted: 3, Stored: 3})
+	if n := len(b.Outboxes()); n != 3 {
+		t.Errorf("%d outboxes", n)
+	}
+}

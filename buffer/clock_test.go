@@ -1,7 +1,10 @@
 package buffer
 
 import (
+	"fmt"
+	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -179,4 +182,148 @@ func TestBelieves(t *testing.T) {
 	expect("the time before", good, 0, true)
 	raw.wall = raw.wall.Add(time.Hour)
 	expect("the time of now", raw.wall, 0, true)
+}
+
+// TestNothingExpiresBeforeItsTime has a box boot with a wrong clock, or the clock
+// jump while it runs: what expires does so by the time that has passed, and all
+// comes out in order.
+func TestNothingExpiresBeforeItsTime(t *testing.T) {
+	const year = 365 * 24 * time.Hour
+	right := time.Date(2027, 3, 1, 12, 0, 0, 0, time.UTC)
+	for _, c := range []struct {
+		name        string
+		boot, later time.Duration // how far the wall clock is off from then on
+		synced      bool          // later, by the kernel
+	}{
+		{name: "all is well"},
+		{name: "boots in 1970, and the network comes", boot: -57 * year, synced: true},
+		{name: "boots in 1970, and somebody sets it", boot: -57 * year},
+		{name: "boots in 1970 and stays there", boot: -57 * year, later: -57 * year},
+		{name: "an hour back", later: -time.Hour},
+		{name: "boots an hour back", boot: -time.Hour, later: -time.Hour},
+		{name: "ten years on", later: 10 * year},
+		{name: "boots ten years on", boot: 10 * year, later: 10 * year},
+		{name: "boots ten years on, and the network comes", boot: 10 * year, synced: true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				raw := &wrongClock{wall: right, boot: 1, synced: true, began: time.Now(), set: time.Now()}
+				o := Options{GenerationBytes: 1, Clock: raw, Limits: Limits{MaxAge: [NumClasses]time.Duration{Telemetry: 24 * time.Hour}}}
+				dir := t.TempDir()
+				var b *Buffer
+				var out *Outbox
+				open := func() {
+					var err error
+					if b, err = Open(dir, o); err != nil {
+						t.Fatal(err)
+					}
+					out = outbox(t, b, "cloud", Telemetry)
+				}
+				stop := func() {
+					if err := b.Close(); err != nil {
+						t.Fatal(err)
+					}
+				}
+				n := 0
+				put := func() { // one that is good for ten minutes, and one that lasts
+					r := make(receipt, 1)
+					for _, expiry := range []time.Duration{10 * time.Minute, 0} {
+						n++
+						m := &Message{Topic: "t", Payload: fmt.Appendf(nil, "m%d", n), Expiry: expiry, Urgent: true, Copies: []Copy{{Outbox: out}}}
+						if err := b.Append(t.Context(), Telemetry, m, r); err != nil {
+							t.Fatal(err)
+						}
+						if err := <-r; err != nil {
+							t.Fatal(err)
+						}
+					}
+				}
+				nothingIsDropped := func() {
+					t.Helper()
+					balance(t, out, Ledger{Accepted: uint64(n), Stored: uint64(n)})
+				}
+				open()
+				put()
+				time.Sleep(time.Minute)
+				stop()
+
+				raw.reboot(c.boot)
+				open()
+				put()
+				time.Sleep(3 * time.Minute)
+				nothingIsDropped()
+				raw.jump(c.later-c.boot, c.synced)
+				put()
+				time.Sleep(3 * time.Minute)
+				nothingIsDropped()
+				stop()
+				open()
+				put()
+				time.Sleep(time.Minute)
+				nothingIsDropped()
+
+				time.Sleep(10 * time.Minute)
+				r, err := b.Reader(out)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for i := range n / 2 {
+					got, all := take(t, r, 1)
+					if w := fmt.Sprintf("m%d", 2*i+2); got[0] != w {
+						t.Errorf("%s came out, want %s", got[0], w)
+					}
+					out.Settle(all[0].Ordinal, Delivered) // what was dropped behind it waits for that
+				}
+				balance(t, out, Ledger{Accepted: 8, Delivered: 4, Dropped: map[string]uint64{"expired": 4}})
+				r.Close()
+				stop()
+			})
+		})
+	}
+}
+
+// wrongClock is a machine's clock in a bubble of synctest.
+type wrongClock struct {
+	mu     sync.Mutex
+	wall   time.Time // at set, which is of the bubble
+	set    time.Time
+	began  time.Time // of the boot
+	boot   uint64
+	synced bool
+}
+
+func (c *wrongClock) Now() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.wall.Add(time.Since(c.set))
+}
+
+func (c *wrongClock) Uptime() (time.Duration, uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return time.Since(c.began), c.boot
+}
+
+func (c *wrongClock) Synced() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.synced
+}
+
+// jump moves the wall clock.
+func (c *wrongClock) jump(by time.Duration, synced bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.wall = c.wall.Add(by)
+	c.synced = synced
+}
+
+// reboot is one that takes a minute, after which the wall clock is off.
+func (c *wrongClock) reboot(off time.Duration) {
+	time.Sleep(time.Minute)
+	c.jump(off, false)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.boot++
+	c.began = time.Now()
 }

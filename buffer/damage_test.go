@@ -2,13 +2,22 @@ package buffer
 
 import (
 	"bytes"
+	"encoding/binary"
+	"errors"
 	"fmt"
+	"hash/crc32"
 	"io/fs"
+	"iter"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync/atomic"
+	"syscall"
 	"testing"
+
+	"github.com/fieldferry/fieldferry/buffer/log"
 )
 
 // damages are what can happen to a file. Each changes the bytes of one.
@@ -59,20 +68,99 @@ var damages = []struct {
 	}},
 }
 
-// TestDamage opens folders in which one file is damaged. The buffer always
-// opens, hands out nothing that was not appended, keeps the order, loses at most
-// what the file held, and counts what it lost.
+// TestDamage opens folders in which one file is damaged, as a killed process has
+// left them. The buffer always opens, hands out nothing that was not appended,
+// keeps the order, loses only messages of which the damage has hit the block, and
+// counts those. Only of the end of the file that was being written nobody knows
+// what it held, if the damage has hit the blocks' headers too.
 func TestDamage(t *testing.T) {
-	const perLife, lives = 400, 3
-	origin := t.TempDir()
+	origin := damageOrigin(t)
+	files, err := filepath.Glob(filepath.Join(origin, "telemetry", "*.db"))
+	if err != nil || len(files) < 6 {
+		t.Fatalf("%d generations to damage, %v", len(files), err)
+	}
+	relative := func(path string) string {
+		rel, err := filepath.Rel(origin, path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return rel
+	}
+	everything := []string{"meta.db", "ballast"}
+	for _, path := range files {
+		everything = append(everything, relative(path))
+	}
+	targets := map[string][]string{ // by seed
+		"first":  {relative(files[0])},
+		"sealed": {relative(files[len(files)/2])},
+		"newest": {relative(files[len(files)-1])},
+		"meta":   {"meta.db"},
+		"any":    everything,
+	}
+	blocks := make(map[string][]storedBlock)
+	for _, name := range everything {
+		blocks[name] = storedBlocks(t, filepath.Join(origin, name))
+	}
+	times := 25 / slower
+	if testing.Short() {
+		times = 3
+	}
+	for _, damage := range damages {
+		for target, names := range targets {
+			t.Run(damage.name+"/"+target, func(t *testing.T) {
+				t.Parallel()
+				for seed := range times {
+					dir := filepath.Join(ramDir(t), "data")
+					if err := os.CopyFS(dir, os.DirFS(origin)); err != nil {
+						t.Fatal(err)
+					}
+					name := names[seed%len(names)]
+					path := filepath.Join(dir, name)
+					p, err := os.ReadFile(path)
+					if err != nil {
+						t.Fatal(err)
+					}
+					p = damage.do(p, rand.New(rand.NewPCG(1, uint64(seed))))
+					if err := os.WriteFile(path, p, 0o600); err != nil {
+						t.Fatal(err)
+					}
+					harm := harm{hit: make(map[int]bool)}
+					for _, b := range blocks[name] {
+						for i := b.first; i <= b.last && !bytes.Contains(p, b.bytes); i++ {
+							harm.hit[i] = true
+						}
+						if name == targets["newest"][0] && !bytes.Contains(p, b.bytes[:b.head]) {
+							harm.unknown += b.last - b.first + 1
+						} else {
+							harm.unknown = 0
+						}
+					}
+					drainDamaged(t, dir, fmt.Sprintf("%s, seed %d", name, seed), harm)
+				}
+			})
+		}
+	}
+}
+
+const (
+	damagedMessages = 1200 // in the folder that is damaged, from m1 on
+	damagedSettled  = 50   // of them, the first
+)
+
+// damageOrigin makes the folder: of two process lives that ended well and one that
+// was killed.
+func damageOrigin(t *testing.T) string {
+	t.Helper()
+	dir, origin := t.TempDir(), filepath.Join(t.TempDir(), "origin")
+	const lives = 3
 	for life := range lives {
-		b, err := Open(origin, Options{PageSize: 4096, GenerationBytes: 4 << 10})
+		b, err := Open(dir, Options{PageSize: 4096, GenerationBytes: 4 << 10})
 		if err != nil {
 			t.Fatal(err)
 		}
 		o := outbox(t, b, "cloud", Telemetry)
-		for i := range perLife / 20 {
-			first := life*perLife + i*20 + 1
+		for i := range damagedMessages / lives / 20 {
+			first := life*damagedMessages/lives + i*20 + 1
 			put(t, b, first, first+19, o)
 		}
 		if life == 0 { // some are settled, so that there are marks to lose
@@ -80,56 +168,71 @@ func TestDamage(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			_, all := take(t, r, 50)
+			_, all := take(t, r, damagedSettled)
 			for _, d := range all {
 				o.Settle(d.Ordinal, Delivered)
 			}
 			r.Close()
 		}
+		if life == lives-1 {
+			if err := os.CopyFS(origin, os.DirFS(dir)); err != nil {
+				t.Fatal(err)
+			}
+		}
 		if err := b.Close(); err != nil {
 			t.Fatal(err)
 		}
 	}
-	files, err := filepath.Glob(filepath.Join(origin, "telemetry", "*.db"))
-	if err != nil || len(files) < 6 {
-		t.Fatalf("%d generations to damage, %v", len(files), err)
-	}
-	targets := map[string]string{
-		"first":  "telemetry/" + filepath.Base(files[0]),
-		"sealed": "telemetry/" + filepath.Base(files[len(files)/2]),
-		"newest": "telemetry/" + filepath.Base(files[len(files)-1]),
-		"meta":   "meta.db",
-	}
-	times := 25 / slower
-	if testing.Short() {
-		times = 3
-	}
-	for _, damage := range damages {
-		for target, name := range targets {
-			t.Run(damage.name+"/"+target, func(t *testing.T) {
-				t.Parallel()
-				for seed := range times {
-					dir := t.TempDir()
-					if err := os.CopyFS(dir, os.DirFS(origin)); err != nil {
-						t.Fatal(err)
-					}
-					path := filepath.Join(dir, name)
-					p, err := os.ReadFile(path)
-					if err != nil {
-						t.Fatal(err)
-					}
-					if err := os.WriteFile(path, damage.do(p, rand.New(rand.NewPCG(1, uint64(seed)))), 0o600); err != nil {
-						t.Fatal(err)
-					}
-					drainDamaged(t, dir, fmt.Sprintf("seed %d", seed), perLife*lives, target == "meta")
-				}
-			})
-		}
-	}
+	return origin
 }
 
-// drainDamaged reads what is left in a folder that once held messages up to n.
-func drainDamaged(t *testing.T, dir, what string, n int, metaLost bool) {
+// harm is what damage has done to a file.
+type harm struct {
+	hit     map[int]bool // messages whose block is not whole any more
+	unknown int          // messages of the last blocks, of which nothing is left
+}
+
+// storedBlock is a block as it stands in its file, and its messages.
+type storedBlock struct {
+	bytes       []byte
+	head        int // bytes of header and directory
+	first, last int
+}
+
+// storedBlocks finds the blocks in a file: docs/format-buffer.md.
+func storedBlocks(t *testing.T, path string) (blocks []storedBlock) {
+	t.Helper()
+	p, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	castagnoli := crc32.MakeTable(crc32.Castagnoli)
+	for {
+		i := bytes.Index(p, []byte("FFB1"))
+		if i < 0 {
+			break
+		}
+		p = p[i:]
+		u32 := func(off int) int { return int(binary.BigEndian.Uint32(p[off:])) }
+		head := 64 + u32(20)
+		end := head + u32(24)
+		dir, ok := parseDirectory(p[64:head])
+		if !ok || len(dir.spans) != 1 {
+			t.Fatalf("%s: a directory has %d spans", path, len(dir.spans))
+		}
+		// A place that a small block has left may be in use again.
+		if whole := crc32.Update(crc32.Checksum(p[56:60], castagnoli), castagnoli, p[head:end]) == uint32(u32(60)); whole {
+			// There is one outbox, and all that is appended has a copy in it.
+			blocks = append(blocks, storedBlock{p[:end], head, int(dir.spans[0].first), int(dir.spans[0].last)})
+		}
+		p = p[4:]
+	}
+	slices.SortFunc(blocks, func(a, b storedBlock) int { return a.first - b.first })
+	return slices.CompactFunc(blocks, func(a, b storedBlock) bool { return a.first == b.first })
+}
+
+// drainDamaged reads what is left in a folder.
+func drainDamaged(t *testing.T, dir, what string, harm harm) {
 	t.Helper()
 	b, err := Open(dir, Options{PageSize: 4096, GenerationBytes: 4 << 10})
 	if err != nil {
@@ -146,8 +249,10 @@ func drainDamaged(t *testing.T, dir, what string, n int, metaLost bool) {
 		t.Fatal(err)
 	}
 	defer r.Close()
-	put(t, b, n+1, n+1, o) // it still takes messages
-	last, got := 0, 0
+	const end = damagedMessages + 1
+	put(t, b, end, end, o) // it still takes messages
+	last := 0
+	out := make(map[int]bool)
 	dst := make([]Delivery, 64)
 	for {
 		k, err := r.TryNext(dst)
@@ -159,29 +264,125 @@ func drainDamaged(t *testing.T, dir, what string, n int, metaLost bool) {
 		}
 		for _, d := range dst[:k] {
 			var i int
-			if _, err := fmt.Sscanf(string(d.Payload), "m%d", &i); err != nil || i <= last || i > n+1 || fmt.Sprintf("m%d", i) != string(d.Payload) {
+			if _, err := fmt.Sscanf(string(d.Payload), "m%d", &i); err != nil || i <= last || i > end || fmt.Sprintf("m%d", i) != string(d.Payload) {
 				t.Fatalf("%s: %q comes after m%d", what, d.Payload, last)
 			}
 			last = i
-			got++
+			out[i] = true
 			o.Settle(d.Ordinal, Delivered)
 		}
 	}
+	lost := uint64(0)
+	for i := damagedSettled + 1; i <= end; i++ {
+		if out[i] {
+			continue
+		}
+		lost++
+		if !harm.hit[i] {
+			t.Fatalf("%s: m%d did not come out, and its block is whole; %d messages are hit", what, i, len(harm.hit))
+		}
+	}
+	unknown := uint64(harm.unknown)
 	l := o.Ledger()
-	if l.Difference() != 0 || l.Stored != 0 {
-		t.Errorf("%s: ledger %+v", what, l)
+	if l.Difference() != 0 || l.Stored != 0 || l.Accepted != end-unknown || l.Dropped["quarantined"] != lost-unknown {
+		t.Errorf("%s: %d are lost, of which %d cannot be counted; the ledger is %+v", what, lost, unknown, l)
 	}
-	if last != n+1 {
-		t.Errorf("%s: the last message is m%d, want m%d", what, last, n+1)
+}
+
+// TestDamageWithoutRoomToRepair opens a folder in which the file that was being
+// written is damaged and no other can be made. What is good of it counts, takes its
+// place in the order, and comes out when there is room.
+func TestDamageWithoutRoomToRepair(t *testing.T) {
+	dir := damageOrigin(t)
+	files, err := filepath.Glob(filepath.Join(dir, "telemetry", "*.db"))
+	if err != nil || len(files) == 0 {
+		t.Fatal(files, err)
 	}
-	if l.Accepted != uint64(n+1) && !metaLost {
-		t.Errorf("%s: %d accepted, want %d", what, l.Accepted, n+1)
+	newest := files[len(files)-1]
+	p, err := os.ReadFile(newest)
+	if err != nil {
+		t.Fatal(err)
 	}
-	// Outside the damaged file nothing may be lost: each holds far less than a
-	// third.
-	if got < (n-50)*2/3 {
-		t.Errorf("%s: %d of %d messages came out: %+v", what, got, n-50, l)
+	clear(p[:8192])
+	if err := os.WriteFile(newest, p, 0o600); err != nil {
+		t.Fatal(err)
 	}
+	o := Options{PageSize: 4096, GenerationBytes: 4 << 10}.withDefaults()
+	m, err := openMeta(dir, o.PageSize, 0, o.Logger)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var full atomic.Bool
+	full.Store(true)
+	var disks [NumClasses]log.Disk
+	for c := range NumClasses {
+		disk, err := log.Files(filepath.Join(dir, c.String()), log.FileOptions{PageSize: o.PageSize, GenerationBytes: o.GenerationBytes})
+		if err != nil {
+			t.Fatal(err)
+		}
+		disks[c] = noRepair{disk, &full}
+	}
+	o.Free = func() (int64, error) { return 1 << 40, nil }
+	b, err := open(m, disks, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	out := outbox(t, b, "cloud", Telemetry)
+	const end = damagedMessages + 1
+	put(t, b, end, end, out)
+	balance(t, out, Ledger{Accepted: end, Delivered: damagedSettled, Stored: end - damagedSettled})
+	r, err := b.Reader(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	var got []string
+	drain := func() (err error) {
+		dst := make([]Delivery, 64)
+		for n := 1; n > 0 && err == nil; {
+			n, err = r.TryNext(dst)
+			for _, d := range dst[:n] {
+				got = append(got, string(d.Payload))
+			}
+		}
+		return err
+	}
+	if err := drain(); !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("read of what cannot be repaired: %v", err)
+	}
+	full.Store(false)
+	if err := drain(); err != nil {
+		t.Fatal(err)
+	}
+	if w := want(damagedSettled+1, end); !slices.Equal(got, w) {
+		t.Errorf("%d came out, want %d in order", len(got), len(w))
+	}
+}
+
+// noRepair is a disk on which no file can be put in the place of another while it is
+// full.
+type noRepair struct {
+	log.Disk
+	full *atomic.Bool
+}
+
+func (d noRepair) Replace(id log.GenID, blocks iter.Seq2[log.Seq, []byte]) error {
+	if d.full.Load() {
+		return &os.PathError{Op: "write", Path: id.String(), Err: syscall.ENOSPC}
+	}
+	return d.Disk.Replace(id, blocks)
+}
+
+// ramDir is a folder on a disk of memory, where there is one.
+func ramDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "fieldferry-test-")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
 }
 
 // TestDamageIsSetAside looks for the file that was damaged.

@@ -1,6 +1,9 @@
 package buffer
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"math"
+)
 
 // The directory of a block says which ordinals its records take in which outbox,
 // and how far outboxes were settled when it was written:
@@ -66,7 +69,7 @@ func parseDirectory(p []byte) (dir directory, ok bool) {
 	if n := d.uvarint(); n > 0 {
 		dir.names = make(map[uint32]string)
 		for ; n > 0 && !d.bad; n-- {
-			id := uint32(d.uvarint())
+			id := d.outbox()
 			dir.names[id] = string(d.bytes())
 		}
 	}
@@ -74,7 +77,7 @@ func parseDirectory(p []byte) (dir directory, ok bool) {
 	if n := d.uvarint(); n > 0 {
 		dir.marks = make(map[uint32]marks)
 		for ; n > 0 && !d.bad; n-- {
-			id := uint32(d.uvarint())
+			id := d.outbox()
 			dir.marks[id] = d.marks()
 		}
 	}
@@ -83,12 +86,21 @@ func parseDirectory(p []byte) (dir directory, ok bool) {
 
 func (d *decoder) spans(dst []span) []span {
 	for n := d.uvarint(); n > 0 && !d.bad; n-- {
-		id, first, count := d.uvarint(), d.uvarint(), d.uvarint()
-		if count > 0 {
-			dst = append(dst, span{uint32(id), first, first + count - 1})
+		if s, ok := d.span(); ok {
+			dst = append(dst, s)
 		}
 	}
 	return dst
+}
+
+// span is one that has copies.
+func (d *decoder) span() (s span, ok bool) {
+	id, first, count := d.outbox(), d.uvarint(), d.uvarint()
+	if count-1 > math.MaxUint64-first && count > 0 { // there are no such ordinals
+		d.bad = true
+		d.p = nil
+	}
+	return span{id, first, first + count - 1}, count > 0 && !d.bad
 }
 
 func appendName(dst []byte, id uint32, name string) []byte {
@@ -115,9 +127,8 @@ func findSpan(p []byte, outbox uint32) (span, bool) {
 		d.bytes()
 	}
 	for n := d.uvarint(); n > 0 && !d.bad; n-- {
-		id, first, count := d.uvarint(), d.uvarint(), d.uvarint()
-		if id == uint64(outbox) && count > 0 && !d.bad {
-			return span{outbox, first, first + count - 1}, true
+		if s, ok := d.span(); ok && s.outbox == outbox {
+			return s, true
 		}
 	}
 	return span{}, false

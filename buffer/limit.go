@@ -34,6 +34,9 @@ func (o *Outbox) trim() {
 			over = max(over, min(uint64(float64(bytes-o.limit.Bytes)/each)+1, o.stored-1))
 		}
 	}
+	if over == 0 {
+		return
+	}
 	first := max(o.taken, o.dupTo) + 1 // before that, what may have been handed out
 	for i := 0; over > 0 && first < o.next; {
 		for i < len(o.voids) && o.voids[i].last < first {

@@ -130,3 +130,27 @@ func TestRemove(t *testing.T) {
 		}
 	})
 }
+
+// What is only appended changes no marks, so nothing has to be written for them.
+func TestAppendLeavesMarks(t *testing.T) {
+	b := reopen(t, t.TempDir())
+	defer b.Close()
+	o := outbox(t, b, "session", Local)
+	o.SetLimit(OutboxLimit{Messages: 10})
+	if err := b.save(true); err != nil {
+		t.Fatal(err)
+	}
+	put(t, b, 1, 10, o)
+	dirty := func() bool {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		return o.dirty
+	}
+	if dirty() {
+		t.Error("the marks are to be saved though nothing was settled")
+	}
+	put(t, b, 11, 11, o)
+	if !dirty() {
+		t.Error("the marks are not to be saved though a copy was dropped")
+	}
+}

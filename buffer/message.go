@@ -3,6 +3,7 @@ package buffer
 import (
 	"encoding/binary"
 	"errors"
+	"math"
 	"time"
 )
 
@@ -135,6 +136,17 @@ func (d *decoder) uvarint() uint64 {
 	return v
 }
 
+// outbox is the id of one.
+func (d *decoder) outbox() uint32 {
+	v := d.uvarint()
+	if v > math.MaxUint32 {
+		d.bad = true
+		d.p = nil
+		return 0
+	}
+	return uint32(v)
+}
+
 func (d *decoder) byte() byte {
 	if len(d.p) == 0 {
 		d.bad = true
@@ -187,14 +199,14 @@ func copiesOf(rec []byte, fn func(outbox uint32)) error {
 		d.bytes()
 	}
 	for n := d.uvarint(); n > 0 && !d.bad; n-- {
-		id, cf := d.uvarint(), d.byte()
+		id, cf := d.outbox(), d.byte()
 		if cf&flagExtra != 0 {
 			d.bytes()
 		}
 		if cf&flagProps != 0 {
 			d.bytes()
 		}
-		fn(uint32(id))
+		fn(id)
 	}
 	if d.bad {
 		return errRecord
@@ -223,7 +235,7 @@ func parseRecord(rec []byte, outbox uint32, committed time.Time, out *Delivery) 
 	found := false
 	var copyFlags byte
 	for n := d.uvarint(); n > 0 && !d.bad; n-- {
-		id, cf := d.uvarint(), d.byte()
+		id, cf := d.outbox(), d.byte()
 		var ct, cp []byte
 		if cf&flagExtra != 0 {
 			ct = d.bytes()
@@ -231,7 +243,7 @@ func parseRecord(rec []byte, outbox uint32, committed time.Time, out *Delivery) 
 		if cf&flagProps != 0 {
 			cp = d.bytes()
 		}
-		if id == uint64(outbox) {
+		if id == outbox {
 			found, copyFlags, copyTopic, copyProps = true, cf, ct, cp
 		}
 	}

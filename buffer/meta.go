@@ -226,12 +226,17 @@ func (d *decoder) voids() (voids []void) {
 	return voids
 }
 
-// create makes a new outbox durable.
-func (m *meta) create(o *Outbox) error {
+// create makes new outboxes durable.
+func (m *meta) create(outboxes []*Outbox) error {
 	return m.db.Update(func(tx rows.Tx) error {
-		return errors.Join(
-			putOutbox(tx, o, o.next, &o.marks, nil),
-			tx.Put(bucketAbout, keyNext, binary.BigEndian.AppendUint32(nil, o.id+1)))
+		next := uint32(0)
+		for _, o := range outboxes {
+			next = max(next, o.id+1)
+			if err := putOutbox(tx, o, o.next, &o.marks, nil); err != nil {
+				return err
+			}
+		}
+		return tx.Put(bucketAbout, keyNext, binary.BigEndian.AppendUint32(nil, next))
 	})
 }
 

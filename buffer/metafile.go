@@ -35,14 +35,9 @@ func openMeta(dir string, pageSize int, above uint32, logger *slog.Logger) (*met
 	if err != nil {
 		return nil, err
 	}
-	// A file's sync makes its bytes durable and not its name. Whatever an earlier
-	// process made in the folder before it died is covered here too.
-	if err := log.SyncDir(dir); err != nil {
-		return nil, errors.Join(err, m.close())
-	}
 	if isNew {
-		// Maybe that process made the folder itself. Where the one above cannot be
-		// synced, it was not made there just now.
+		// Maybe a process that died before it came to that made the folder itself. Where
+		// the one above cannot be synced, it was not made there just now.
 		if err := log.SyncDir(filepath.Dir(filepath.Clean(dir))); err != nil {
 			logger.Debug("folder above the data folder could not be synced", "err", err)
 		}

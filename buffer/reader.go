@@ -3,6 +3,7 @@ package buffer
 import (
 	"context"
 	"fmt"
+	"math"
 	"math/bits"
 	"slices"
 	"time"
@@ -23,6 +24,10 @@ type lane struct {
 	*Outbox
 	passed int // copies of other lanes that went before while this one waited
 }
+
+// handOutBytes is how much of one outbox is handed out at a time: what is large must
+// not make a reader hold as many as it has places for.
+const handOutBytes = 1 << 20
 
 // guard is how many copies of higher classes may pass a waiting lane before it
 // has a turn.
@@ -101,8 +106,8 @@ func (r *Reader) wake() {
 	}
 }
 
-// Next fills dst with the next copies and returns how many, at least one; it
-// blocks until there is one or ctx ends. A copy that expired before it was ever
+// Next fills dst with the next copies, to about 1 MiB, and returns how many, at least
+// one; it blocks until there is one or ctx ends. A copy that expired before it was ever
 // handed out is settled as DroppedExpired instead. A copy of a higher class goes
 // first; after 1,024 of those, a class that waits has a turn. An outbox has at most
 // 65,535 copies handed out and unsettled.
@@ -213,7 +218,7 @@ func (o *Outbox) fill(dst []Delivery) (n int, err error) {
 	now := clock.raw.Now()
 	var done []seen
 	var lost uint64 // copies up to here are nowhere to be found
-	for n < len(dst) && taken+1 < next && taken < limit {
+	for size := 0; n < len(dst) && taken+1 < next && taken < limit && size < handOutBytes; {
 		if o.rd.block == nil {
 			if lost, err = o.turn(taken, next); err != nil || lost > taken {
 				break
@@ -237,6 +242,7 @@ func (o *Outbox) fill(dst []Delivery) (n int, err error) {
 		if ordinal > taken {
 			d.Outbox, d.Ordinal = o, ordinal
 			taken = ordinal
+			size += len(rec)
 			n++
 		}
 		if ordinal == o.rd.last {
@@ -267,10 +273,18 @@ func (o *Outbox) turn(taken, next uint64) (lost uint64, err error) {
 	switch {
 	case err != nil:
 		return 0, err
-	case b == nil:
-		return next - 1, nil // what was accepted is not in the log
-	case s.first > taken+1:
-		return s.first - 1, nil
+	case b == nil || s.first > taken+1:
+		// What was accepted is not in the log, as far as can be seen.
+		lost, before := next-1, log.Seq(math.MaxUint64)
+		if b != nil {
+			lost, before = s.first-1, b.First
+		}
+		if repaired, err := o.chain.log.Recheck(o.rd.after, before); err != nil {
+			return 0, err
+		} else if repaired {
+			return o.turn(taken, next)
+		}
+		return lost, nil
 	}
 	o.rd = readerSide{after: o.rd.after, block: b, next: s.first, last: s.last, made: o.chain.buffer.clock.made(b.Boot, b.Uptime)}
 	return 0, nil

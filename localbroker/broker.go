@@ -115,17 +115,22 @@ type Broker struct {
 	options Options
 	log     *slog.Logger
 
-	index    index
-	retained retained
-	stats    counters
-	blocks   packet.Blocks
-	buffers  sync.Pool // of *[]byte, for writes
-	fanouts  sync.Pool // of *fanout, for publishes of the gateway itself
+	index      index
+	retained   retained
+	retaining  retaining
+	stats      counters
+	blocks     packet.Blocks
+	buffers    sync.Pool // of *[]byte, for writes
+	deliveries sync.Pool // of *[takeAtOnce]buffer.Delivery
+	fanouts    sync.Pool // of *fanout, for publishes of the gateway itself
 
 	stamps     atomic.Uint64 // given to publishes in the order in which they became durable
 	marker     marker
 	drops      drops
+	left       []*session // whose clients were connected when the process died; until Run
 	background background // goroutines beside those of connections
+
+	making sync.Mutex // held over the write that makes outboxes of sessions durable
 
 	mu        sync.Mutex // guards what follows
 	listeners []net.Listener
@@ -155,6 +160,7 @@ func New(o Options) *Broker {
 		conns:     make(map[*conn]struct{}),
 		addresses: make(map[netip.Addr]int),
 	}
+	b.deliveries.New = func() any { return new([takeAtOnce]buffer.Delivery) }
 	b.buffers.New = func() any { buf := make([]byte, 0, writeSize); return &buf }
 	b.fanouts.New = func() any { return new(fanout) }
 	b.stats.started = time.Now()
@@ -217,7 +223,11 @@ func (b *Broker) Run(ctx context.Context) error {
 	b.mu.Lock()
 	listeners := b.listeners
 	b.mu.Unlock()
-	b.publishBereft(ctx) // before their clients come back
+	b.publishBereft(ctx)       // before their clients come back
+	for _, s := range b.left { // or the next start would think the same
+		b.record(s.change(s.kept.expiry, true))
+	}
+	b.left = nil
 	var accepting sync.WaitGroup
 	for i, ln := range listeners {
 		accepting.Go(func() { b.accept(ctx, ln, b.options.Listeners[i]) })

@@ -1,7 +1,9 @@
 package localbroker
 
 import (
+	"crypto/sha256"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -187,6 +189,26 @@ func (f *fields) message() (m savedMessage) {
 	return m
 }
 
+// longestName is the longest name that is its own key: a key of bbolt has at most 32,768
+// bytes, and a name of MQTT up to 65,535.
+const longestName = 32_000
+
+// nameKey is the key of a topic name or filter, which the row's value has, too.
+func nameKey(prefix []byte, name string) []byte {
+	if len(name) <= longestName {
+		return append(prefix, name...)
+	}
+	sum := sha256.Sum256([]byte(name))
+	return append(append(prefix, 0), sum[:]...) // no name begins with that
+}
+
+// idKey is the key of a packet identifier that is in use. The class is a part of it:
+// changes of several are not applied in the order in which they came, so the release
+// of one publish must not be that of another.
+func idKey(session uint64, packetID uint16, class buffer.Class) []byte {
+	return append(binary.BigEndian.AppendUint16(sessionPrefix(session), packetID), byte(class))
+}
+
 func sessionPrefix(id uint64) []byte { return binary.BigEndian.AppendUint64(nil, id) }
 
 // apply makes one change to the tables.
@@ -224,20 +246,22 @@ func apply(tx rows.Tx, d *buffer.Delivery, stamp func(ago time.Duration) buffer.
 		for id := f.uvarint(); f.more() && err == nil; {
 			s := savedSubscription{filter: f.text(), flags: f.byte(), id: uint32(f.uvarint())}
 			if !f.bad {
-				err = tx.Put(tableSubs, append(sessionPrefix(id), s.filter...), s.append(nil))
+				err = tx.Put(tableSubs, nameKey(sessionPrefix(id), s.filter), appendText(s.append(nil), s.filter))
 			}
 		}
 	case changeUnsubscribe:
 		for id := f.uvarint(); f.more() && err == nil; {
-			err = tx.Delete(tableSubs, append(sessionPrefix(id), f.text()...))
+			err = tx.Delete(tableSubs, nameKey(sessionPrefix(id), f.text()))
 		}
 	case changeRelease:
 		id, packetID := f.uvarint(), uint16(f.uvarint())
-		err = tx.Delete(tableIDs, binary.BigEndian.AppendUint16(sessionPrefix(id), packetID))
+		err = tx.Delete(tableIDs, idKey(id, packetID, d.Outbox.Class()))
 	case changeReceived:
-		id, class, ordinal := f.uvarint(), f.byte(), f.uvarint()
+		id, class, ordinal, durable := f.uvarint(), f.byte(), f.uvarint(), f.uvarint()
 		if !f.bad {
-			err = tx.Put(tableReceived, binary.BigEndian.AppendUint64(append(sessionPrefix(id), class), ordinal), nil)
+			err = errors.Join(
+				deleteReceived(tx, append(sessionPrefix(id), class), durable),
+				tx.Put(tableReceived, binary.BigEndian.AppendUint64(append(sessionPrefix(id), class), ordinal), nil))
 		}
 	case changeWill:
 		client := f.text()
@@ -264,8 +288,7 @@ func applyPublish(tx rows.Tx, d *buffer.Delivery, stamp func(time.Duration) buff
 		return fmt.Errorf("mark of a publish: malformed")
 	}
 	if m.flags&markID != 0 {
-		key := binary.BigEndian.AppendUint16(sessionPrefix(m.session), m.packetID)
-		if err := tx.Put(tableIDs, key, []byte{byte(d.Outbox.Class())}); err != nil {
+		if err := tx.Put(tableIDs, idKey(m.session, m.packetID, d.Outbox.Class()), nil); err != nil {
 			return err
 		}
 	}
@@ -273,10 +296,10 @@ func applyPublish(tx rows.Tx, d *buffer.Delivery, stamp func(time.Duration) buff
 	case m.flags&markRetain == 0:
 		return nil
 	case len(d.Payload) == 0, d.Expiry > 0 && d.Age() >= d.Expiry: // [MQTT-3.3.1-6]
-		return tx.Delete(tableRetained, []byte(m.topic))
+		return tx.Delete(tableRetained, nameKey(nil, m.topic))
 	}
 	saved := savedMessage{Message: Message{Topic: m.topic, Payload: d.Payload, Props: d.Props, QoS: d.QoS, Retain: true, Expiry: d.Expiry}, since: stamp(d.Age()), user: m.client}
-	return tx.Put(tableRetained, []byte(m.topic), saved.append(nil))
+	return tx.Put(tableRetained, nameKey(nil, m.topic), saved.append(nil))
 }
 
 // endSession deletes what belongs to a session.
@@ -284,15 +307,38 @@ func endSession(tx rows.Tx, id uint64) error {
 	if id == 0 {
 		return nil
 	}
-	for _, table := range []string{tableSubs, tableIDs, tableReceived} {
-		var keys [][]byte
-		for k := range tx.Rows(table, sessionPrefix(id)) {
-			keys = append(keys, append([]byte(nil), k...))
+	return errors.Join(
+		deleteRows(tx, tableSubs, sessionPrefix(id)),
+		deleteRows(tx, tableIDs, sessionPrefix(id)),
+		deleteRows(tx, tableReceived, sessionPrefix(id)))
+}
+
+// deleteReceived deletes what is known of the copies of a lane up to an ordinal.
+func deleteReceived(tx rows.Tx, lane []byte, upTo uint64) error {
+	var keys [][]byte
+	for k := range tx.Rows(tableReceived, lane) {
+		if len(k) == len(lane)+8 && binary.BigEndian.Uint64(k[len(lane):]) > upTo {
+			break
 		}
-		for _, k := range keys {
-			if err := tx.Delete(table, k); err != nil {
-				return err
-			}
+		keys = append(keys, append([]byte(nil), k...))
+	}
+	for _, k := range keys {
+		if err := tx.Delete(tableReceived, k); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// deleteRows deletes the rows of a table whose keys begin with prefix.
+func deleteRows(tx rows.Tx, table string, prefix []byte) error {
+	var keys [][]byte
+	for k := range tx.Rows(table, prefix) {
+		keys = append(keys, append([]byte(nil), k...))
+	}
+	for _, k := range keys {
+		if err := tx.Delete(table, k); err != nil {
+			return err
 		}
 	}
 	return nil

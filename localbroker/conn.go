@@ -42,19 +42,22 @@ type conn struct {
 	connected bool // CONNACK said so
 	resumes   bool // the session was there before
 
-	outAliases map[string]uint16 // by topic; for the writing goroutine alone
+	outAliases    map[string]uint16 // by topic; for the writing goroutine alone
+	outAliasBytes int               // of those topics; likewise
 
 	// For the reading goroutine alone.
-	will    *will
-	aliases []string // of topics, from 1 on
-	in      packet.Publish
-	fanout  fanout
-	copies  []buffer.Copy
-	durable buffer.Message
-	now     time.Time // of the last read
-	last    time.Time // of the last packet
-	hurried bool      // the read deadline is for giving the buffer back
-	due     time.Time // when the next publish may come at Limits.MessagesPerSecond
+	will       *will
+	aliases    []string // of topics, from 1 on
+	aliasBytes int      // of those topics
+	in         packet.Publish
+	fanout     fanout
+	copies     []buffer.Copy
+	durable    buffer.Message
+	now        time.Time // of the last read
+	last       time.Time // of the last packet
+	hurried    bool      // the read deadline is for giving the buffer back
+	due        time.Time // when the next publish may come at Limits.MessagesPerSecond
+	crowd      *crowd    // of the publish that is at hand, until it is on its way
 
 	cancel context.CancelCauseFunc // ends the connection
 	room   chan struct{}           // something that the reading goroutine may wait for has changed
@@ -69,8 +72,6 @@ type conn struct {
 	unacked int  // those of them with QoS 1
 	cut     bool // a publish was refused that cannot be answered: the connection is about to end
 
-	open int // QoS 2 publishes that the client began or resumed on it; guarded by session.mu
-
 	writers sync.WaitGroup
 }
 
@@ -83,6 +84,7 @@ func newConn(b *Broker, nc net.Conn, l Listener) *conn {
 		ended:    make(chan struct{}),
 		room:     make(chan struct{}, 1),
 		timeout:  writeTimeout,
+		last:     time.Now(),
 	}
 	c.reader = packet.NewReader(c, &b.blocks, unauthenticatedSize)
 	c.cancel = func(error) {}
@@ -117,6 +119,7 @@ func (c *conn) serve(ctx context.Context) {
 		err = context.Cause(ctx)
 	}
 	cancel(err)
+	c.b.retaining.leave(c.crowd) // there was a panic
 	// What a client leaves behind is for others, so it outlives the context.
 	_ = c.guard(func() error { c.leave(context.WithoutCancel(broker)); return nil })
 	c.unclaim()
@@ -140,6 +143,22 @@ func (c *conn) panicked(r any) error {
 	return packet.Errorf(packet.ImplementationSpecific, "internal error")
 }
 
+// guard keeps a panic in f, which belongs to no connection, from ending the process:
+// the next round may go better. It returns an error if there was one.
+func (b *Broker) guard(part string, f func()) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			b.stats.panics.Add(1)
+			b.log.Error("panic", "in", part, "panic", r, "stack", string(debug.Stack()))
+			err = errPanicked
+		}
+	}()
+	f()
+	return nil
+}
+
+var errPanicked = errors.New("internal error")
+
 func (c *conn) clientID() string {
 	if c.session == nil {
 		return ""
@@ -150,7 +169,6 @@ func (c *conn) clientID() string {
 // run reads packets until the connection ends, and returns why.
 func (c *conn) run(ctx context.Context) error {
 	c.now = time.Now()
-	c.last = c.now
 	c.keepalive = c.b.limits.ConnectTimeout
 	if err := c.handshake(ctx); err != nil {
 		return err
@@ -274,13 +292,13 @@ func (c *conn) handle(ctx context.Context, first byte, body []byte) error {
 		}
 		return c.answer(ctx, func(dst []byte) []byte { return packet.AppendPingresp(dst) })
 	case packet.DISCONNECT:
-		return c.handleDisconnect(body)
+		return c.handleDisconnect(ctx, body)
 	default:
 		return packet.Errorf(packet.ProtocolError, "%v has no place here", t)
 	}
 }
 
-func (c *conn) handleDisconnect(body []byte) error {
+func (c *conn) handleDisconnect(ctx context.Context, body []byte) error {
 	var p packet.Disconnect
 	if err := p.Decode(c.version, packet.DISCONNECT, body); err != nil {
 		return err
@@ -295,8 +313,7 @@ func (c *conn) handleDisconnect(body []byte) error {
 	}
 	switch p.Reason { // those that a client may send, §3.14.2.1
 	case packet.Success:
-		c.will.takeBack(c) // [MQTT-3.14.4-3]
-		c.will = nil
+		c.takeBackWill(ctx) // [MQTT-3.14.4-3]
 	case packet.DisconnectWithWill, packet.Unspecified, packet.Malformed, packet.ProtocolError, packet.ImplementationSpecific,
 		packet.TopicNameInvalid, packet.ReceiveMaximumExceeded, packet.TopicAliasInvalid, packet.PacketTooLarge,
 		packet.MessageRateTooHigh, packet.QuotaExceeded, packet.AdministrativeAction, packet.PayloadFormatInvalid:

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -346,56 +345,4 @@ func TestExpiredInBetween(t *testing.T) {
 			t.Errorf("%d messages came, want %d", got, want)
 		}
 	})
-}
-
-// Who subscribes while a retained message is on its way to the disk gets it once and as
-// a retained one, unless a newer one comes: then not behind that.
-func TestSubscribeMeanwhile(t *testing.T) {
-	for _, c := range []struct {
-		newer bool
-		want  []string
-	}{
-		{false, []string{"a=1 q1 r"}},
-		{true, []string{"a=2 q1"}},
-	} {
-		onMachine(t, func(r *rig) {
-			first, _ := r.connect("first")
-			first.sub("a")
-			d, _ := r.connect("d")
-			r.machine.Latency(time.Minute)
-			publish := func(payload string) {
-				m := &Message{Topic: "a", Payload: []byte(payload), QoS: 1, Retain: true, Urgent: true}
-				if err := r.broker.Publish(t.Context(), m, nil); err != nil {
-					t.Fatal(err)
-				}
-				synctest.Wait()
-			}
-			publish("1")
-			d.send((&packet.Subscribe{PacketID: 9, Subscriptions: []packet.Subscription{{Filter: "a", QoS: 1}}}).Append(nil, d.v))
-			synctest.Wait()
-			if c.newer {
-				publish("2")
-			}
-			var got []string
-			for {
-				head, body, err := d.read(time.Hour)
-				if err != nil {
-					break
-				}
-				if packet.TypeOf(head) == packet.PUBLISH {
-					var p packet.Publish
-					d.check(p.Decode(d.v, head, body))
-					got = append(got, fmt.Sprintf("%s=%s q%d", p.Topic, p.Payload, p.QoS))
-					if p.Retain {
-						got[len(got)-1] += " r"
-					}
-					d.ack(p.PacketID)
-				}
-			}
-			if !slices.Equal(got, c.want) {
-				t.Errorf("newer %t: %q came, want %q", c.newer, got, c.want)
-			}
-			r.machine.Latency(0)
-		})
-	}
 }

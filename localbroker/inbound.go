@@ -53,7 +53,7 @@ func (c *conn) handlePublish(ctx context.Context, first byte, body []byte) error
 	}
 	c.b.stats.publishesIn.Add(1)
 	c.b.stats.payloadIn.Add(uint64(len(p.Payload)))
-	if p.QoS == 2 && c.session.beginInbound(p.PacketID, c) {
+	if p.QoS == 2 && c.session.beginInbound(p.PacketID) {
 		m.kind = isAgain
 		c.submit(m)
 		return nil
@@ -69,7 +69,7 @@ func (c *conn) admitPublish(ctx context.Context, p *packet.Publish) error {
 	limit := c.b.limits.ReceiveMaximum
 	open := 0
 	if p.QoS > 0 && c.version == packet.V5 { // only version 5 knows a Receive Maximum
-		open = c.session.openInbound(p.PacketID, p.QoS, c)
+		open = c.session.openInbound(p.PacketID, p.QoS)
 	}
 	err := c.await(ctx, func() bool {
 		over = p.QoS > 0 && c.version == packet.V5 && c.unacked+open >= limit
@@ -83,45 +83,40 @@ func (c *conn) admitPublish(ctx context.Context, p *packet.Publish) error {
 
 // beginInbound puts the packet identifier of a QoS 2 publish into use. It reports
 // true if it is already.
-func (s *session) beginInbound(id uint16, c *conn) (again bool) {
+func (s *session) beginInbound(id uint16) (again bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	e := s.inbound[id]
-	if again = e != nil; !again {
-		e = &inbound{pending: true}
-		if s.inbound == nil {
-			s.inbound = make(map[uint16]*inbound)
-		}
-		s.inbound[id] = e
+	e, again := s.inbound[id]
+	if !again && s.inbound == nil {
+		s.inbound = make(map[uint16]inbound)
 	}
-	if e.on != c {
-		e.on = c
-		c.open++
+	if e.turn != s.turn {
+		e.turn = s.turn
+		s.open++
 	}
+	s.inbound[id] = e
 	return again
 }
 
 // openInbound is how many QoS 2 publishes the client has open on this connection,
 // the one with this identifier not counted.
-func (s *session) openInbound(id uint16, qos byte, c *conn) int {
+func (s *session) openInbound(id uint16, qos byte) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if e := s.inbound[id]; qos == 2 && e != nil && e.on == c {
-		return c.open - 1
+	if e := s.inbound[id]; qos == 2 && e.turn == s.turn {
+		return s.open - 1
 	}
-	return c.open
+	return s.open
 }
 
 // endInbound makes a packet identifier free again.
 func (s *session) endInbound(id uint16) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if e := s.inbound[id]; e != nil {
-		if e.on != nil {
-			e.on.open--
-		}
-		delete(s.inbound, id)
+	if s.inbound[id].turn == s.turn {
+		s.open--
 	}
+	delete(s.inbound, id)
 }
 
 // handlePubrel takes a PUBREL: the packet identifier is free again when that is
@@ -137,16 +132,13 @@ func (c *conn) handlePubrel(ctx context.Context, body []byte) error {
 	m := &publish{c: c, packetID: p.PacketID, kind: isRelease}
 	s := c.session
 	s.mu.Lock()
-	e := s.inbound[p.PacketID]
-	durable := e != nil && e.durable
-	if durable {
-		m.class = e.class
-	}
+	e, known := s.inbound[p.PacketID]
+	m.class = e.class
 	s.mu.Unlock()
 	switch {
-	case e == nil:
+	case !known:
 		m.err = packet.Errorf(packet.PacketIDNotFound, "no publish with packet identifier %d", p.PacketID)
-	case durable:
+	case e.durable:
 		c.wait(m)
 		record := binary.AppendUvarint(binary.AppendUvarint(nil, s.kept.id), uint64(p.PacketID))
 		if err := c.b.options.State.record(ctx, m.class, changeRelease, record, m); err != nil {
@@ -196,9 +188,14 @@ func (c *conn) resolveAlias(p *packet.Publish) error {
 		if a >= len(c.aliases) {
 			c.aliases = append(c.aliases, make([]string, a+1-len(c.aliases))...)
 		}
-		if c.aliases[a] != p.Topic {
-			c.aliases[a] = strings.Clone(p.Topic) // it outlives the packet
+		if c.aliases[a] == p.Topic {
+			return nil
 		}
+		c.aliasBytes += len(p.Topic) - len(c.aliases[a])
+		if limit := c.b.limits.aliasBytes(); c.aliasBytes > limit {
+			return packet.Errorf(packet.QuotaExceeded, "topic aliases for more than %d bytes of topics", limit)
+		}
+		c.aliases[a] = strings.Clone(p.Topic) // it outlives the packet
 	case a >= len(c.aliases) || c.aliases[a] == "":
 		return packet.Errorf(packet.ProtocolError, "topic alias %d was never set", a)
 	default:
@@ -240,8 +237,9 @@ func (c *conn) refused(m *Message) error {
 		return packet.Errorf(packet.TopicNameInvalid, "a topic with more than %d levels", c.b.limits.TopicLevels)
 	case ownTopic(m.Topic), !c.session.mayPublish(m.Topic):
 		return packet.Errorf(packet.NotAuthorized, "no right to publish to %s", m.Topic)
-	case c.b.retained.full(m, c.b.limits.RetainedMessages):
-		return packet.Errorf(packet.QuotaExceeded, "more than %d retained messages", c.b.limits.RetainedMessages)
+	}
+	if what := c.b.retained.full(m, &c.b.limits); what != "" {
+		return packet.Errorf(packet.QuotaExceeded, "%s", what)
 	}
 	return nil
 }
@@ -253,10 +251,14 @@ func (c *conn) accept(ctx context.Context, m *publish) {
 	c.copies = c.copies[:0]
 	m.class = buffer.Local
 	if m.err == nil {
-		c.b.begin(m)
+		if m.Retain && m.QoS > 0 && c.b.options.State != nil {
+			m.crowd = c.b.retaining.enter()
+			c.crowd = m.crowd
+		}
 		if c.copies, m.err = c.b.destinations(m, &c.fanout, c.copies); m.err == nil {
 			c.mark(m)
 		}
+		c.crowd = nil
 	}
 	if m.err != nil || len(c.copies) == 0 {
 		c.submit(m)
@@ -271,21 +273,6 @@ func (c *conn) accept(ctx context.Context, m *publish) {
 	}
 }
 
-// begin and end are around the time in which a retained publish is under way.
-
-func (b *Broker) begin(m *publish) {
-	if m.Retain && m.QoS > 0 {
-		m.coming = b.index.begin() + 1
-	}
-}
-
-func (b *Broker) end(m *publish) {
-	if m.coming > 0 {
-		b.index.coming.end(m.coming - 1)
-		m.coming = 0
-	}
-}
-
 // destinations appends to dst the copies for the durable destinations of m.
 func (b *Broker) destinations(m *publish, f *fanout, dst []buffer.Copy) (copies []buffer.Copy, err error) {
 	if r := b.options.Router; r != nil {
@@ -295,7 +282,7 @@ func (b *Broker) destinations(m *publish, f *fanout, dst []buffer.Copy) (copies 
 		}
 	}
 	if m.QoS > 0 && b.index.keeps.Load() {
-		dst, m.direct, m.changes, err = b.copies(&m.Message, m.class, f, dst)
+		dst, m.direct, err = b.copies(&m.Message, m.class, f, dst)
 	}
 	m.kept = len(dst) > 0
 	return dst, err
@@ -317,8 +304,9 @@ func (c *conn) mark(m *publish) {
 		k.flags |= markID
 		k.session, k.packetID = c.session.kept.id, m.packetID
 		c.session.mu.Lock()
-		if e := c.session.inbound[m.packetID]; e != nil {
+		if e, known := c.session.inbound[m.packetID]; known {
 			e.class, e.durable = m.class, true
+			c.session.inbound[m.packetID] = e
 		}
 		c.session.mu.Unlock()
 	}
@@ -334,6 +322,7 @@ func (c *conn) releaseNext(m *publish, f *fanout) {
 		if r := recover(); r != nil {
 			c.end(c.panicked(r))
 			f.wake() // those it came to before
+			c.b.retaining.leave(m.crowd)
 			m.tellReleased()
 		}
 	}()
@@ -343,6 +332,8 @@ func (c *conn) releaseNext(m *publish, f *fanout) {
 // release routes m, which is durable if it has to be, and acknowledges it.
 func (c *conn) release(m *publish, f *fanout) {
 	answer, t, cut := c.outcome(m, f)
+	c.b.retaining.leave(m.crowd)
+	m.crowd = nil
 	if m.waits {
 		f.wake() // otherwise Read does
 	}
@@ -382,7 +373,6 @@ func (c *conn) outcome(m *publish, f *fanout) (answer packet.Ack, t packet.Type,
 		answer.Reason = refusal(m.err)
 	}
 	s := c.session
-	defer c.b.end(m)
 	switch m.kind {
 	case isRelease:
 		if answer.Reason.Failed() && answer.Reason != packet.PacketIDNotFound {
@@ -392,7 +382,7 @@ func (c *conn) outcome(m *publish, f *fanout) (answer packet.Ack, t packet.Type,
 		return answer, packet.PUBCOMP, false
 	case isAgain:
 		s.mu.Lock()
-		if s.inbound[m.packetID] == nil {
+		if _, known := s.inbound[m.packetID]; !known {
 			answer.Reason = packet.ImplementationSpecific // it was refused when it came first
 		}
 		s.mu.Unlock()
@@ -406,9 +396,6 @@ func (c *conn) outcome(m *publish, f *fanout) (answer packet.Ack, t packet.Type,
 		}
 		if c.b.route(&m.Message, m.direct, f) == 0 && !m.kept {
 			answer.Reason = packet.NoMatchingSubscribers
-		}
-		if m.Retain && m.QoS > 0 && c.b.index.keeps.Load() {
-			c.b.late(m, f)
 		}
 	}
 	switch {

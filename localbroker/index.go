@@ -18,9 +18,8 @@ type subscription struct {
 	retainAsPublished bool
 	ids               []uint32 // the subscription identifier; empty is none
 	group             *group   // of a shared subscription
-	since             uint64   // when it was added, as index.changes counts
 
-	replaying atomic.Pointer[replaying] // of a session that is kept, while retained messages may come to it
+	replaying atomic.Pointer[replaying] // retained messages are being looked for, for a session that is kept
 }
 
 // group is a shared subscription with its members, MQTT 5 §4.8.2.
@@ -28,7 +27,6 @@ type group struct {
 	filter  string // without the share
 	all     *subscription
 	members []*subscription // guarded by index.mu
-	kept    int             // members whose sessions are kept
 	turn    atomic.Uint32
 }
 
@@ -52,17 +50,16 @@ func (g *group) pick() *subscription {
 
 // index finds the subscriptions that match a topic. Those of sessions that are kept
 // stand apart: what matches them with QoS 1 and 2 has to be known before the
-// message is made durable.
+// message is made durable. Groups stand with them whoever their members are, so that
+// a message meets each once, whoever comes and leaves meanwhile.
 type index struct {
-	mu      sync.RWMutex // guards what follows
-	live    topic.Filters[*subscription]
-	kept    topic.Filters[*subscription]
-	groups  map[string]*group // by the whole filter, share included
-	shared  int               // members of all groups
-	changes uint64            // subscriptions added to kept
+	mu     sync.RWMutex // guards what follows
+	live   topic.Filters[*subscription]
+	kept   topic.Filters[*subscription]
+	groups map[string]*group // by the whole filter, share included
+	shared int               // members of all groups
 
-	coming coming
-	keeps  atomic.Bool // kept is not empty
+	keeps atomic.Bool // kept is not empty
 }
 
 // of returns where a subscription, or the one that stands for a group, is.
@@ -88,14 +85,9 @@ func (x *index) replace(old, sub *subscription) {
 }
 
 func (x *index) add(sub *subscription) {
-	kept := sub.session.kept != nil
-	if kept {
-		x.changes++
-		sub.since = x.changes
-	}
 	share, filter := topic.SplitShared(sub.filter)
 	if share == "" {
-		x.of(kept).Add(filter, sub)
+		x.of(sub.session.kept != nil).Add(filter, sub)
 		return
 	}
 	g := x.groups[sub.filter]
@@ -106,40 +98,29 @@ func (x *index) add(sub *subscription) {
 			x.groups = make(map[string]*group)
 		}
 		x.groups[sub.filter] = g
-	} else {
-		x.of(g.kept > 0).Remove(filter, g.all)
+		x.kept.Add(filter, g.all)
 	}
 	sub.group = g
 	g.members = append(g.members, sub)
-	if kept {
-		g.kept++
-	}
-	x.of(g.kept > 0).Add(filter, g.all)
 	x.shared++
 }
 
 func (x *index) remove(sub *subscription) {
-	kept := sub.session.kept != nil
 	g := sub.group
 	if g == nil {
-		x.of(kept).Remove(sub.filter, sub)
+		x.of(sub.session.kept != nil).Remove(sub.filter, sub)
 		return
 	}
 	i := slices.Index(g.members, sub)
 	if i < 0 {
 		return
 	}
-	x.of(g.kept > 0).Remove(g.filter, g.all)
 	g.members = slices.Delete(g.members, i, i+1)
-	if kept {
-		g.kept--
-	}
 	x.shared--
 	if len(g.members) == 0 {
 		delete(x.groups, sub.filter)
-		return
+		x.kept.Remove(g.filter, g.all)
 	}
-	x.of(g.kept > 0).Add(g.filter, g.all)
 }
 
 // count is the number of subscriptions, and of those that are shared.
@@ -151,8 +132,7 @@ func (x *index) count() (all, shared int) {
 
 // match appends the subscriptions that get a publish to name, of sessions that are
 // kept or of the others. A session can be there twice only if several is true.
-// changes is how many had been added to kept.
-func (x *index) match(dst []*subscription, name string, kept bool) (subs []*subscription, several bool, changes uint64) {
+func (x *index) match(dst []*subscription, name string, kept bool) (subs []*subscription, several bool) {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	subs, filters := x.of(kept).AppendMatches(dst, name)
@@ -166,7 +146,7 @@ func (x *index) match(dst []*subscription, name string, kept bool) (subs []*subs
 		subs[n] = sub
 		n++
 	}
-	return subs[:n], filters > 1, x.changes
+	return subs[:n], filters > 1
 }
 
 // another returns the member of a group that takes over what one that left has

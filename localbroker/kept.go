@@ -3,7 +3,6 @@ package localbroker
 import (
 	"context"
 	"encoding/binary"
-	"fmt"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -13,10 +12,8 @@ import (
 	"github.com/fieldferry/fieldferry/localbroker/packet"
 )
 
-// laneSize is how many packet identifiers the copies of a class have. The
-// identifier follows from the copy's ordinal, so that it is the same after a
-// restart: MQTT 5 [MQTT-4.4.0-1].
-const laneSize = numPacketIDs / int(buffer.NumClasses)
+// takeAtOnce is how many copies are read at a time.
+const takeAtOnce = 64
 
 // kept is the part of a session that outlives its connections and the process. What
 // it gets with QoS 1 and 2 is copies in outboxes of its own, one for each class; they
@@ -27,36 +24,20 @@ type kept struct {
 	id     uint64
 	expiry time.Duration // after the client has left; only its connection changes it
 
-	lanes  [buffer.NumClasses]atomic.Pointer[lane]
-	making sync.Mutex // one lane at a time; held over the write that makes an outbox durable
+	lanes [buffer.NumClasses]atomic.Pointer[lane]
+	over  bool // the session has ended, there will be no more lanes; guarded by Broker.making
 
 	reading sync.Mutex // guards what follows; held while copies are read, by the one goroutine that writes to the client
 	reader  *buffer.Reader
 	owner   *conn // that the copies go to
-	space   [64]buffer.Delivery
-	average int // bytes of a copy, lately
+	average int   // bytes of a copy, lately
 
 	mu      sync.Mutex // guards what follows, and the lanes' own
+	conn    *conn      // that the flights are on; nil while the client is away
 	added   []*lane    // that the reader does not have yet
 	window  int
 	unacked int  // sent on this connection and not acknowledged
 	stuck   bool // the window is full
-}
-
-// lane is what a kept session has of one class.
-type lane struct {
-	outbox *buffer.Outbox
-	base   int // packet identifiers base+1 to base+laneSize are its own
-
-	// Guarded by kept.mu:
-	flights ring[flight] // copies that were sent on this connection, from ordinal first on
-	first   uint64
-	resumed map[uint64]flightState // copies of earlier ones whose PUBREC came, and which were not met again yet
-	rec     uint64                 // of all QoS 2 copies up to here a PUBREC came
-	flushed uint64                 // and that is being made durable up to here
-	durable uint64                 // and is
-
-	outOfTurn map[uint64]bool // copies above rec whose PUBREC came and is durable
 }
 
 // flight is a copy on its way to the client.
@@ -75,52 +56,6 @@ const (
 	awaitsPubcomp                    // QoS 2: PUBREL was sent
 
 )
-
-// lane returns the one of a class; it is made, durably, if there is none.
-func (k *kept) lane(class buffer.Class) (*lane, error) {
-	if l := k.lanes[class].Load(); l != nil {
-		return l, nil
-	}
-	k.making.Lock()
-	defer k.making.Unlock()
-	if l := k.lanes[class].Load(); l != nil {
-		return l, nil
-	}
-	o, err := k.s.b.options.State.buffer.Outbox(outboxName(k.s.id, k.id), class)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %v", buffer.ErrFailed, err)
-	}
-	return k.add(o), nil
-}
-
-// add makes a lane of an outbox.
-func (k *kept) add(o *buffer.Outbox) *lane {
-	limits := &k.s.b.limits
-	o.SetLimit(buffer.OutboxLimit{Messages: uint64(limits.QueuedMessages), Bytes: int64(limits.QueuedBytes), Window: uint64(laneSize), Dropped: k.s.dropped})
-	l := &lane{outbox: o, base: int(o.Class()) * laneSize, rec: o.Marks().Received, outOfTurn: make(map[uint64]bool)}
-	l.flushed, l.durable = l.rec, l.rec
-	k.mu.Lock()
-	k.added = append(k.added, l)
-	k.mu.Unlock()
-	k.lanes[o.Class()].Store(l)
-	k.s.wake() // the reader begins with what is there
-	return l
-}
-
-// outboxes returns those there are.
-func (k *kept) outboxes() (all []*buffer.Outbox) {
-	for class := range k.lanes {
-		if l := k.lanes[class].Load(); l != nil {
-			all = append(all, l.outbox)
-		}
-	}
-	return all
-}
-
-// packetID is the identifier of a copy.
-func (l *lane) packetID(ordinal uint64) uint16 {
-	return uint16(l.base + int((ordinal-1)%uint64(laneSize)) + 1)
-}
 
 // flight returns the copy that is under way under an identifier, nil if there is none.
 func (k *kept) flight(id uint16) (*lane, uint64, *flight) {
@@ -184,7 +119,7 @@ func (k *kept) attach(c *conn, window int) error {
 	k.reader.Rewind()
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.window, k.unacked, k.stuck = window, 0, false
+	k.conn, k.window, k.unacked, k.stuck = c, window, 0, false
 	for class := range k.lanes {
 		if l := k.lanes[class].Load(); l != nil {
 			l.resume()
@@ -211,6 +146,9 @@ func (k *kept) detach(c *conn) {
 	defer k.reading.Unlock()
 	if k.owner == c {
 		k.owner = nil
+		k.mu.Lock()
+		k.conn = nil
+		k.mu.Unlock()
 	}
 }
 
@@ -224,7 +162,7 @@ func (k *kept) take(c *conn, dst []outgoing, bytes int) (batch []outgoing, more 
 	k.mu.Lock()
 	added := k.added
 	k.added = nil
-	n := min(cap(dst)-len(dst), len(k.space), k.window-k.unacked)
+	n := min(cap(dst)-len(dst), takeAtOnce, k.window-k.unacked)
 	if k.stuck = k.unacked >= k.window; k.stuck {
 		n = 0
 	}
@@ -237,14 +175,17 @@ func (k *kept) take(c *conn, dst []outgoing, bytes int) (batch []outgoing, more 
 	if n = min(n, max(bytes, 1)/max(k.average, 1)+1); n <= 0 {
 		return dst, len(dst) == cap(dst), nil
 	}
-	got, err := k.reader.TryNext(k.space[:n])
+	pool := &k.s.b.deliveries
+	space := pool.Get().(*[takeAtOnce]buffer.Delivery)
+	defer pool.Put(space)
+	got, err := k.reader.TryNext(space[:n])
 	if err != nil {
 		return dst, false, err
 	}
 	var highest [buffer.NumClasses]uint64 // QoS 2 copies that are sent for the first time
 	size := 0
-	for i := range k.space[:got] {
-		d := &k.space[i]
+	for i := range space[:got] {
+		d := &space[i]
 		size += len(d.Topic) + len(d.Payload) + len(d.Props)
 		if o, ok := k.send(d); ok {
 			dst = append(dst, o)
@@ -314,11 +255,12 @@ func (k *kept) puback(id uint16) (wake bool) {
 	return false
 }
 
-// refuse ends a copy that the client does not take.
-func (k *kept) refuse(id uint16) (wake bool) {
+// refuse ends a copy that the client does not take on a connection; it may take it
+// on the next.
+func (k *kept) refuse(on *conn, id uint16) (wake bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if l, ordinal, f := k.flight(id); f != nil {
+	if l, ordinal, f := k.flight(id); f != nil && k.conn == on {
 		return k.land(l, ordinal, f, buffer.DroppedRefused)
 	}
 	return false
@@ -334,6 +276,7 @@ func (k *kept) pubrec(id uint16, failed bool) (known, repeat, wake bool) {
 	record := binary.AppendUvarint(nil, k.id)
 	record = append(record, byte(late.l.outbox.Class()))
 	record = binary.AppendUvarint(record, late.ordinal)
+	record = binary.AppendUvarint(record, late.durable)
 	if err := k.s.b.options.State.record(context.Background(), buffer.Local, changeReceived, record, late); err != nil {
 		late.Stored(err)
 	}
@@ -345,28 +288,49 @@ type outOfTurn struct {
 	k       *kept
 	l       *lane
 	ordinal uint64
+	durable uint64 // of those up to here it need not be known any more: the mark says it
 }
 
 // Stored is the buffer's receipt.
 func (r *outOfTurn) Stored(err error) {
-	c := r.k.s.conn.Load()
-	if err != nil {
-		if c != nil {
-			c.end(packet.Errorf(packet.ImplementationSpecific, "the disk failed"))
-		}
-		return
-	}
-	r.k.mu.Lock()
-	r.l.outOfTurn[r.ordinal] = true
-	var ids []uint16
+	r.k.goOn(r.released, err)
+}
+
+// released is kept.released for this one copy.
+func (r *outOfTurn) released() (ids []uint16) {
+	var f *flight
+	state := r.l.resumed[r.ordinal]
 	if i := r.ordinal - r.l.first; r.ordinal >= r.l.first && i < uint64(r.l.flights.len()) {
-		if f := r.l.flights.at(int(i)); f.state == awaitsDisk {
-			f.state = awaitsPubcomp
-			ids = append(ids, r.l.packetID(r.ordinal))
-		}
+		f = r.l.flights.at(int(i))
+		state = f.state
 	}
-	r.k.mu.Unlock()
-	if c != nil {
+	if state == landed { // it has ended meanwhile
+		return nil
+	}
+	r.l.outOfTurn[r.ordinal] = true
+	if f != nil && state == awaitsDisk {
+		f.state = awaitsPubcomp
+		ids = append(ids, r.l.packetID(r.ordinal))
+	}
+	return ids
+}
+
+// goOn sends the PUBRELs of copies whose PUBREC has become durable, or, with an error,
+// ends the connection. They are for the connection that those copies are on: on the
+// next one they come again by themselves.
+func (k *kept) goOn(released func() []uint16, err error) {
+	k.mu.Lock()
+	var ids []uint16
+	if err == nil {
+		ids = released()
+	}
+	c := k.conn
+	k.mu.Unlock()
+	switch {
+	case c == nil:
+	case err != nil:
+		c.end(packet.Errorf(packet.ImplementationSpecific, "the disk failed"))
+	default:
 		c.sendPubrels(ids)
 	}
 }
@@ -400,7 +364,7 @@ func (k *kept) takePubrec(id uint16, failed bool) (known, repeat, wake bool, lat
 		k.s.b.marker.add(k)
 	}
 	if !failed && ordinal > l.rec {
-		late = &outOfTurn{k, l, ordinal}
+		late = &outOfTurn{k, l, ordinal, l.durable}
 	}
 	return true, false, wake, late
 }
@@ -425,10 +389,9 @@ func (k *kept) flushing() {
 	}
 }
 
-// released returns the identifiers of the copies whose PUBREC has become durable.
+// released returns the identifiers of the copies whose PUBREC has become durable. k.mu
+// is held.
 func (k *kept) released() (ids []uint16) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
 	for class := range k.lanes {
 		l := k.lanes[class].Load()
 		if l == nil {
@@ -485,28 +448,22 @@ func (m *marker) run() {
 			return
 		}
 		m.mu.Unlock()
-		var outboxes []*buffer.Outbox
-		for k := range waiting {
-			k.flushing()
-			outboxes = append(outboxes, k.outboxes()...)
-		}
-		err := m.b.options.State.buffer.Flush(outboxes...)
-		if err != nil {
-			m.b.log.Error("answers of QoS 2 subscribers could not be made durable; their connections end", "err", err)
-		}
-		for k := range waiting {
-			c := k.s.conn.Load()
-			switch {
-			case c == nil: // the PUBRELs are sent when it comes back
-				if err == nil {
-					k.released()
-				}
-			case err != nil:
-				c.end(packet.Errorf(packet.ImplementationSpecific, "the disk failed"))
-			default:
-				c.sendPubrels(k.released())
-			}
-		}
+		_ = m.b.guard("answers of QoS 2 subscribers", func() { m.flush(waiting) })
+	}
+}
+
+func (m *marker) flush(waiting map[*kept]struct{}) {
+	var outboxes []*buffer.Outbox
+	for k := range waiting {
+		k.flushing()
+		outboxes = append(outboxes, k.outboxes()...)
+	}
+	err := m.b.options.State.buffer.Flush(outboxes...)
+	if err != nil {
+		m.b.log.Error("answers of QoS 2 subscribers could not be made durable; their connections end", "err", err)
+	}
+	for k := range waiting {
+		k.goOn(k.released, err)
 	}
 }
 

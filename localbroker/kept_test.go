@@ -2,6 +2,7 @@ package localbroker
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -33,6 +34,8 @@ type houseOptions struct {
 	buffer buffer.Options
 	idle   bool          // state.db does not follow the log
 	later  time.Duration // by the clock of the machine
+	panics bool          // are to be expected
+	routed bool          // by byClass
 }
 
 // openHouse opens a data folder and runs a broker on it for the time of the test.
@@ -53,6 +56,9 @@ func openHouse(t testing.TB, dir string, o houseOptions) *house {
 		t.Fatal(err)
 	}
 	o.Buffer, o.State = h.buf, h.state
+	if o.routed {
+		o.Router = byClass{h.buf}
+	}
 	if o.Listeners == nil {
 		o.Listeners = []Listener{{Name: "plain", Addr: "127.0.0.1:0", AllowAnonymous: true}}
 	}
@@ -85,7 +91,7 @@ func openHouse(t testing.TB, dir string, o houseOptions) *house {
 			if err := h.buf.Close(); err != nil {
 				t.Errorf("close the buffer: %v", err)
 			}
-			if n := h.Stats().Panics; n > 0 {
+			if n := h.Stats().Panics; n > 0 && !o.panics {
 				t.Errorf("%d panics", n)
 			}
 		})
@@ -276,4 +282,238 @@ func (w *wire) expect(want packet.Type, id uint16) packet.Reason {
 		w.t.Fatalf("%v % x in the place of %v %d", packet.TypeOf(first), body, want, id)
 	}
 	return p.Reason
+}
+
+// A message that a shared subscription gets goes to one member, whoever joins or
+// leaves while it is made durable.
+func TestSharedWhileMembersCome(t *testing.T) {
+	const filter = "$share/g/t"
+	for _, leaves := range []bool{false, true} {
+		h := openHouse(t, t.TempDir(), houseOptions{})
+		slow, _ := keep(t, h.Broker, packet.V5, "slow") // for it the message is made durable
+		slow.sub("t")
+		live, pub := connect(t, h.Broker, packet.V5, "live"), connect(t, h.Broker, packet.V5, "pub")
+		live.sub(filter, "end")
+		kept, _ := keep(t, h.Broker, packet.V5, "kept")
+		kept.sub("end")
+		if leaves {
+			kept.sub(filter)
+		}
+		for n := range 2 { // whoever's turn it is
+			payload := fmt.Sprint(n)
+			h.gate.close()
+			pub.publish("t", payload, 1, 1)
+			h.gate.await(t)
+			if leaves {
+				kept.send((&packet.Unsubscribe{PacketID: 9, Filters: []string{filter}}).Append(nil, kept.v))
+				eventually(t, "it does not leave", func() bool { return h.Stats().Subscriptions == 4 })
+			} else {
+				kept.send((&packet.Subscribe{PacketID: 9, Subscriptions: []packet.Subscription{{Filter: filter, QoS: 1}}}).Append(nil, kept.v))
+				eventually(t, "it does not join", func() bool { return h.Stats().Subscriptions == 5 })
+			}
+			h.gate.open()
+			pub.expectAck(1)
+			pub.publish("end", "", 1, 1)
+			pub.expectAck(1)
+			got := 0
+			for _, w := range []*wire{live, kept} {
+				for {
+					first, body := w.receive()
+					var p packet.Publish
+					if packet.TypeOf(first) != packet.PUBLISH {
+						continue // the answer of above
+					}
+					w.check(p.Decode(w.v, first, body))
+					w.ack(p.PacketID)
+					if p.Topic == "end" {
+						break
+					}
+					got++
+				}
+			}
+			if got != 1 {
+				t.Errorf("leaves: %v: message %d came %d times", leaves, n, got)
+			}
+			if leaves {
+				kept.sub(filter)
+			} else {
+				kept.send((&packet.Unsubscribe{PacketID: 9, Filters: []string{filter}}).Append(nil, kept.v))
+				if first, _ := kept.receive(); packet.TypeOf(first) != packet.UNSUBACK {
+					t.Fatal(packet.TypeOf(first))
+				}
+			}
+		}
+	}
+}
+
+// received are the payloads that come until a message to the topic end does.
+func (w *wire) received() (payloads []string) {
+	w.t.Helper()
+	for {
+		p := w.expectPublish()
+		if p.QoS == 1 {
+			w.ack(p.PacketID)
+		}
+		if p.Topic == "end" {
+			return payloads
+		}
+		payloads = append(payloads, string(p.Payload))
+	}
+}
+
+// A retained message that is published while a client subscribes comes to it once, and
+// none comes behind a newer one.
+func TestRetainedWhileSubscribing(t *testing.T) {
+	for _, newer := range []bool{false, true} {
+		h := openHouse(t, t.TempDir(), houseOptions{})
+		sub, _ := keep(t, h.Broker, packet.V5, "sub")
+		sub.sub("end")
+		pub, other := connect(t, h.Broker, packet.V5, "pub"), connect(t, h.Broker, packet.V5, "other")
+		h.gate.close()
+		pub.publish("t", "1", 1, 1, retain)
+		h.gate.await(t)
+		sub.send((&packet.Subscribe{PacketID: 9, Subscriptions: []packet.Subscription{{Filter: "t", QoS: 1}}}).Append(nil, sub.v))
+		eventually(t, "it does not subscribe", func() bool { return h.Stats().Subscriptions == 2 })
+		if newer {
+			other.publish("t", "2", 1, 1, retain)
+			other.nothing()
+		}
+		h.gate.open()
+		pub.expectAck(1)
+		if newer {
+			other.expectAck(1)
+		}
+		if first, _ := sub.receive(); packet.TypeOf(first) != packet.SUBACK {
+			t.Fatal(packet.TypeOf(first))
+		}
+		pub.publish("end", "", 1, 1)
+		pub.expectAck(1)
+		want := "[1]"
+		if newer {
+			want = "[2]"
+		}
+		if got := fmt.Sprint(sub.received()); got != want {
+			t.Errorf("got %s, want %s", got, want)
+		}
+	}
+}
+
+// A PUBREL is not lost between two connections, whichever of them a PUBREC was durable
+// on.
+func TestPubrelAcrossTakeovers(t *testing.T) {
+	h := openHouse(t, t.TempDir(), houseOptions{})
+	sub, _ := keep(t, h.Broker, packet.V5, "sub")
+	sub.subscribe(packet.Subscription{Filter: "t", QoS: 2})
+	pub := connect(t, h.Broker, packet.V5, "pub")
+	for range 100 {
+		pub.publish("t", "x", 1, 1)
+		pub.publish("t", "x", 2, 2)
+		pub.expectAck(1)
+		pub.expect(packet.PUBREC, 2)
+		pub.send((&packet.Ack{PacketID: 2}).Append(nil, pub.v, packet.PUBREL))
+		pub.expect(packet.PUBCOMP, 2)
+		sub.ack(sub.expectPublish().PacketID)
+		id := sub.expectPublish().PacketID
+		sub.send((&packet.Ack{PacketID: id}).Append(nil, sub.v, packet.PUBREC))
+		sub, _ = keep(t, h.Broker, packet.V5, "sub")
+		for {
+			first, body := sub.receive()
+			if packet.TypeOf(first) == packet.PUBREL {
+				break
+			}
+			var p packet.Publish // the PUBREC was too late for its connection
+			if packet.TypeOf(first) != packet.PUBLISH || p.Decode(sub.v, first, body) != nil {
+				t.Fatal(packet.TypeOf(first))
+			}
+			if p.QoS == 1 {
+				sub.ack(p.PacketID)
+			} else {
+				sub.send((&packet.Ack{PacketID: id}).Append(nil, sub.v, packet.PUBREC))
+			}
+		}
+		sub.send((&packet.Ack{PacketID: id}).Append(nil, sub.v, packet.PUBCOMP))
+		sub.nothing()
+	}
+}
+
+// What a session keeps of a connection does not keep the connection.
+func TestConnectionsAreForgotten(t *testing.T) {
+	h := openHouse(t, t.TempDir(), houseOptions{})
+	topic := strings.Repeat("x", 45_000) // aliases may stand for 100 KB
+	used := func() uint64 {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	before := used()
+	for i := range uint16(300) {
+		c, _ := keep(t, h.Broker, packet.V5, "c")
+		for alias := range uint16(2) {
+			c.publish(topic, "", 0, 0, func(p *packet.Publish) { p.Alias = alias + 1 })
+		}
+		c.publish("t", "", 2, i+1)
+		c.expect(packet.PUBREC, i+1)
+		c.nc.Close()
+	}
+	keep(t, h.Broker, packet.V5, "c")
+	if after := used(); after > before+12<<20 {
+		t.Errorf("%d MB were kept", (after-before)>>20)
+	}
+}
+
+// Copies that are large come all, too.
+func TestLargeCopies(t *testing.T) {
+	h := openHouse(t, t.TempDir(), houseOptions{})
+	sub, _ := keep(t, h.Broker, packet.V5, "sub")
+	sub.sub("#")
+	sub.goodbye()
+	for i := range 20 {
+		r := make(told, 1)
+		if err := h.Publish(t.Context(), &Message{Topic: fmt.Sprint(i), Payload: make([]byte, 600<<10), QoS: 1, Urgent: true}, r); err != nil || <-r != nil {
+			t.Fatal(err)
+		}
+	}
+	sub, _ = keep(t, h.Broker, packet.V5, "sub")
+	for i := range 20 {
+		if p := sub.expectPublish(); p.Topic != fmt.Sprint(i) {
+			t.Errorf("%s, want %d", p.Topic, i)
+		}
+	}
+}
+
+// What a session that ends has through a shared subscription goes to another member,
+// in order, and all at once.
+func TestSharedGoesOn(t *testing.T) {
+	const messages = 3000
+	h := openHouse(t, t.TempDir(), houseOptions{})
+	a, _ := keep(t, h.Broker, packet.V5, "a")
+	a.sub("$share/g/t")
+	a.goodbye()
+	r := make(told, messages)
+	for i := range messages {
+		if err := h.Publish(t.Context(), &Message{Topic: "t", Payload: []byte(fmt.Sprint(i)), QoS: 1, Urgent: true}, r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range messages {
+		if err := <-r; err != nil {
+			t.Fatal(err)
+		}
+	}
+	b, _ := keep(t, h.Broker, packet.V5, "b")
+	b.sub("$share/g/t")
+	b.goodbye()
+	begin := time.Now()
+	connect(t, h.Broker, packet.V5, "a")
+	t.Logf("given to another member in %v", time.Since(begin))
+	b, _ = keep(t, h.Broker, packet.V5, "b")
+	for i := range messages {
+		if got, want := b.got(), fmt.Sprintf("t=%d q1", i); got != want {
+			t.Fatalf("got %q, want %q", got, want)
+		}
+	}
+	if l := h.buf.Stats().Ledger; l.Dropped["moved"] != messages || l.Difference() != 0 {
+		t.Errorf("%+v", l)
+	}
 }

@@ -16,6 +16,7 @@ type Limits struct {
 	QueuedMessages         int           // waiting for one client; 100,000
 	QueuedBytes            int           // waiting for one client or sent and not acknowledged; 64 MiB
 	RetainedMessages       int           // 100,000
+	RetainedBytes          int           // of all of them; 2 KiB for each of RetainedMessages, at least 16 MiB
 	SubscriptionsPerClient int           // 1,000
 	TopicLevels            int           // of names and filters; 32
 	TopicAliases           int           // that a client may set, to 65,535; 100
@@ -43,6 +44,7 @@ func (l Limits) withDefaults() Limits {
 	set(&l.QueuedMessages, 100_000, math.MaxInt)
 	set(&l.QueuedBytes, 64<<20, math.MaxInt)
 	set(&l.RetainedMessages, 100_000, math.MaxInt)
+	set(&l.RetainedBytes, together(l.RetainedMessages, 2<<10, 16<<20), math.MaxInt)
 	set(&l.SubscriptionsPerClient, 1000, math.MaxInt)
 	set(&l.TopicLevels, 32, math.MaxInt)
 	set(&l.TopicAliases, 100, 65535)
@@ -60,9 +62,27 @@ func (l Limits) withDefaults() Limits {
 	return l
 }
 
+// together is what n things that clients make us keep may take, in bytes: each may be
+// as long as the protocol allows, but not all of them.
+func together(n, average, least int) int {
+	if n > math.MaxInt/average {
+		return math.MaxInt
+	}
+	return max(n*average, least)
+}
+
+// subscriptionBytes is what the filters of one client may take.
+func (l *Limits) subscriptionBytes() int { return together(l.SubscriptionsPerClient, 1<<10, 64<<10) }
+
+// aliasBytes is what the topics may take that one client's aliases stand for, each way.
+func (l *Limits) aliasBytes() int { return together(l.TopicAliases, 1<<10, 64<<10) }
+
 const (
 	// unauthenticatedSize is the longest packet before a client is let in.
 	unauthenticatedSize = 16 << 10
+	// upgradeSize is the longest header of a request for a WebSocket, to which net/http
+	// adds 4 KiB of its own.
+	upgradeSize = 4 << 10
 	// spareSockets are connections beyond Limits.Clients, so that a client that
 	// is too many is told so.
 	spareSockets = 64

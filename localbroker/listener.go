@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/fieldferry/fieldferry/localbroker/packet"
@@ -40,20 +41,21 @@ func (b *Broker) accept(ctx context.Context, ln net.Listener, l Listener) {
 			continue
 		}
 		wait = 0
-		if c := b.take(nc, l, nil); c != nil {
+		if c := b.take(nc, l, nil, time.Now()); c != nil {
 			go b.serve(ctx, c)
 		}
 	}
 }
 
-// take makes a connection of nc, or closes it if the limits want that. identity is the
-// client's certificate, if it was verified already.
-func (b *Broker) take(nc net.Conn, l Listener, identity *x509.Certificate) *conn {
+// take makes a connection of nc, which began at a time, or closes it if the limits want
+// that. identity is the client's certificate, if it was verified already.
+func (b *Broker) take(nc net.Conn, l Listener, identity *x509.Certificate, began time.Time) *conn {
 	if l.TLS != nil && l.WebSocket == "" {
 		nc = tls.Server(nc, l.TLS)
 	}
 	c := newConn(b, nc, l)
 	c.identity = identity
+	c.last = began
 	if !b.open(c) {
 		_ = closeNow(nc) // told nothing: a flood shall cost little
 		b.stats.refusedConnections.Add(1)
@@ -84,7 +86,7 @@ func (c *conn) handshake(ctx context.Context) error {
 	if !ok {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, c.b.limits.ConnectTimeout)
+	ctx, cancel := context.WithDeadline(ctx, c.last.Add(c.b.limits.ConnectTimeout))
 	defer cancel()
 	if err := t.HandshakeContext(ctx); err != nil {
 		c.b.stats.refusedConnections.Add(1)
@@ -94,8 +96,7 @@ func (c *conn) handshake(ctx context.Context) error {
 	if state := t.ConnectionState(); len(state.VerifiedChains) > 0 {
 		c.identity = state.PeerCertificates[0]
 	}
-	c.last = time.Now()
-	return nil
+	return nil // c.last stays: CONNECT has what is left of the time
 }
 
 // user is the name that the client's certificate proves, if it counts.
@@ -132,13 +133,20 @@ func (b *Broker) closed(c *conn) {
 	}
 }
 
-// addressOf is where a connection comes from, without its port.
+// addressOf is what a connection counts for in Limits.ClientsPerAddress: the address
+// that it comes from, with IPv6 the network of 64 bits, since who has one address there
+// has all of it. An IPv4 address is the same in its IPv6 form.
 func addressOf(nc net.Conn) netip.Addr {
 	ap, err := netip.ParseAddrPort(nc.RemoteAddr().String())
 	if err != nil {
 		return netip.Addr{}
 	}
-	return ap.Addr().Unmap()
+	a := ap.Addr().Unmap()
+	if !a.Is6() {
+		return a
+	}
+	network, _ := a.WithZone("").Prefix(64) // fails only beyond the address's bits
+	return network.Addr()
 }
 
 // boundedListener applies the limits to connections that are no MQTT yet.
@@ -170,18 +178,53 @@ func (l *boundedListener) Accept() (net.Conn, error) {
 		}
 		l.mu.Unlock()
 		if ok {
-			return &boundedConn{Conn: nc, l: l, from: from}, nil
+			c := &boundedConn{Conn: nc, l: l, from: from, began: time.Now()}
+			if err := c.SetDeadline(time.Time{}); err == nil {
+				return c, nil
+			}
+			_ = c.Close()
+			continue
 		}
 		l.b.stats.refusedConnections.Add(1)
 		_ = nc.Close()
 	}
 }
 
+// boundedConn is one of them. Until it is upgraded, all that it does together has to
+// end in the connect timeout, whatever deadlines HTTP and TLS set.
 type boundedConn struct {
 	net.Conn
-	l    *boundedListener
-	from netip.Addr
-	once sync.Once
+	l     *boundedListener
+	from  netip.Addr
+	began time.Time
+	once  sync.Once
+
+	upgraded atomic.Bool
+}
+
+// until is t, or the end of the connect timeout if that comes first.
+func (c *boundedConn) until(t time.Time) time.Time {
+	if c.upgraded.Load() {
+		return t
+	}
+	if end := c.began.Add(c.l.b.limits.ConnectTimeout); t.IsZero() || end.Before(t) {
+		return end
+	}
+	return t
+}
+
+func (c *boundedConn) SetDeadline(t time.Time) error { return c.Conn.SetDeadline(c.until(t)) }
+
+func (c *boundedConn) SetReadDeadline(t time.Time) error { return c.Conn.SetReadDeadline(c.until(t)) }
+
+func (c *boundedConn) SetWriteDeadline(t time.Time) error {
+	return c.Conn.SetWriteDeadline(c.until(t))
+}
+
+// upgrade leaves the deadlines to what the connection is from now on.
+func (c *boundedConn) upgrade() {
+	c.upgraded.Store(true)
+	_ = c.SetDeadline(time.Time{}) // what failed here fails where it is read
 }
 
 func (c *boundedConn) Close() error {
@@ -194,4 +237,14 @@ func (c *boundedConn) Close() error {
 		}
 	})
 	return c.Conn.Close()
+}
+
+type boundedKey struct{}
+
+// withBounded lets the requests of a connection find it.
+func withBounded(ctx context.Context, nc net.Conn) context.Context {
+	if t, ok := nc.(*tls.Conn); ok {
+		nc = t.NetConn()
+	}
+	return context.WithValue(ctx, boundedKey{}, nc)
 }

@@ -26,24 +26,31 @@ func (b *Broker) Publish(ctx context.Context, m *Message, r buffer.Receipt) erro
 	if err := m.Props.CheckPublish(); err != nil {
 		return fmt.Errorf("publish to %q: %w", m.Topic, err)
 	}
-	if b.retained.full(m, b.limits.RetainedMessages) {
-		return packet.Errorf(packet.QuotaExceeded, "publish to %q: more than %d retained messages", m.Topic, b.limits.RetainedMessages)
+	if what := b.retained.full(m, &b.limits); what != "" {
+		return packet.Errorf(packet.QuotaExceeded, "publish to %q: %s", m.Topic, what)
 	}
 	p := &ownPublish{publish: publish{Message: *m}, b: b, receipt: r}
 	if p.Received.IsZero() {
 		p.Received = time.Now()
 	}
+	if p.Retain && p.QoS > 0 && b.options.State != nil {
+		p.crowd = b.retaining.enter()
+	}
 	f := b.fanouts.Get().(*fanout)
 	p.class = buffer.Local
-	b.begin(&p.publish)
-	copies, err := b.destinations(&p.publish, f, nil)
+	var copies []buffer.Copy
+	var err error
+	if panicked := b.guard("publish", func() { copies, err = b.destinations(&p.publish, f, nil) }); panicked != nil {
+		err, f = panicked, new(fanout) // what f was about is not known
+	}
 	b.fanouts.Put(f)
 	if err != nil {
-		b.end(&p.publish)
+		b.retaining.leave(p.crowd)
 		b.stats.refused.Add(1)
 		return fmt.Errorf("publish to %q: %w", m.Topic, err)
 	}
-	if st := b.options.State; st != nil && m.Retain {
+	// What the broker says of itself is of this process.
+	if st := b.options.State; st != nil && m.Retain && !ownTopic(m.Topic) {
 		k := mark{flags: markRetain, topic: m.Topic}
 		copies = append(copies, buffer.Copy{Outbox: st.outboxes[p.class], Topic: k.copyTopic(), QoS: m.QoS, Retain: true})
 	}
@@ -54,7 +61,7 @@ func (b *Broker) Publish(ctx context.Context, m *Message, r buffer.Receipt) erro
 	var d buffer.Message
 	p.durable(&d, copies)
 	if err := b.options.Buffer.Append(ctx, p.class, &d, p); err != nil {
-		b.end(&p.publish)
+		b.retaining.leave(p.crowd)
 		b.stats.refused.Add(1)
 		return fmt.Errorf("publish to %q: %w", m.Topic, err)
 	}
@@ -74,20 +81,22 @@ func (p *ownPublish) Stored(err error) {
 	if err != nil {
 		p.b.stats.refused.Add(1)
 	} else {
-		f := p.b.fanouts.Get().(*fanout)
-		p.stamp = p.b.stamps.Add(1)
-		p.b.route(&p.Message, p.direct, f)
-		if p.Retain && p.QoS > 0 && p.b.index.keeps.Load() {
-			p.b.late(&p.publish, f)
-		}
-		f.wake()
-		p.b.fanouts.Put(f)
+		_ = p.b.guard("fan-out", p.route)
 	}
-	p.b.end(&p.publish)
+	p.b.retaining.leave(p.crowd)
+	p.crowd = nil
 	if p.receipt != nil {
 		p.receipt.Stored(err)
 		p.receipt = nil
 	}
+}
+
+func (p *ownPublish) route() {
+	f := p.b.fanouts.Get().(*fanout)
+	p.stamp = p.b.stamps.Add(1)
+	p.b.route(&p.Message, p.direct, f)
+	f.wake()
+	p.b.fanouts.Put(f)
 }
 
 // handler is a subscriber inside of the process.
@@ -120,7 +129,7 @@ func (b *Broker) Subscribe(filter string, qos byte, h func(*Message)) (cancel fu
 	b.index.replace(nil, sub)
 	var replay []replayed
 	if share, inner := topic.SplitShared(filter); share == "" {
-		replay = sub.replay(inner)
+		replay, _ = sub.replay(inner)
 	}
 	s.endReplay(replay)
 	return s.handler.cancel, nil
@@ -161,7 +170,7 @@ func (h *handler) run() {
 			var batch []outgoing
 			batch, more, _ = h.s.take(nil, space[:0], writeSize) // it is not a kept one
 			for _, o := range batch {
-				h.do(o.m)
+				_ = h.s.b.guard("subscriber inside of the process", func() { h.do(o.m) })
 			}
 		}
 	}

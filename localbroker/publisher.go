@@ -30,8 +30,7 @@ type publish struct {
 	kind     publishKind
 	class    buffer.Class
 	direct   []receiver    // sessions that are kept and get it from memory
-	changes  uint64        // of the index when they were looked up
-	coming   uint64        // what index.begin returned, and 1; 0 if it is not retained
+	crowd    *crowd        // of the retained publishes that are under way; nil if it is none
 	waits    bool          // it is in its publisher's queue, for the disk or behind others
 	done     bool          // nothing keeps it there but those in front of it
 	kept     bool          // it has durable destinations

@@ -2,6 +2,7 @@ package localbroker
 
 import (
 	"container/heap"
+	"fmt"
 	"sync"
 	"time"
 
@@ -13,24 +14,46 @@ import (
 type retained struct {
 	mu      sync.RWMutex // guards what follows
 	names   topic.Names[*Message]
-	bytes   int
+	bytes   int      // of all, those of the broker included
 	own     int      // of the broker, below $SYS: they do not count
-	expires expiries // those that expire, some of which may have been replaced
+	expires expiries // those that expire
 }
 
-// expiries is a heap of messages, the one that expires first in front.
-type expiries []*Message
+// expiries is a heap of messages, the one that expires first in front. It knows where
+// each is, so that one that is replaced is not held until it would have expired.
+type expiries struct {
+	heap   []*Message
+	places map[*Message]int
+}
 
-func (e expiries) Len() int           { return len(e) }
-func (e expiries) Less(i, j int) bool { return e[i].expiresAt().Before(e[j].expiresAt()) }
-func (e expiries) Swap(i, j int)      { e[i], e[j] = e[j], e[i] }
-func (e *expiries) Push(m any)        { *e = append(*e, m.(*Message)) }
+func (e *expiries) Len() int           { return len(e.heap) }
+func (e *expiries) Less(i, j int) bool { return e.heap[i].expiresAt().Before(e.heap[j].expiresAt()) }
+func (e *expiries) Swap(i, j int) {
+	e.heap[i], e.heap[j] = e.heap[j], e.heap[i]
+	e.places[e.heap[i]], e.places[e.heap[j]] = i, j
+}
+
+func (e *expiries) Push(m any) {
+	if e.places == nil {
+		e.places = make(map[*Message]int)
+	}
+	e.places[m.(*Message)] = len(e.heap)
+	e.heap = append(e.heap, m.(*Message))
+}
+
 func (e *expiries) Pop() any {
-	n := len(*e) - 1
-	m := (*e)[n]
-	(*e)[n] = nil
-	*e = (*e)[:n]
+	n := len(e.heap) - 1
+	m := e.heap[n]
+	e.heap[n] = nil
+	e.heap = e.heap[:n]
+	delete(e.places, m)
 	return m
+}
+
+func (e *expiries) remove(m *Message) {
+	if i, ok := e.places[m]; ok {
+		heap.Remove(e, i)
+	}
 }
 
 // set keeps m in the place of its topic's last message, or, if it is empty,
@@ -44,6 +67,7 @@ func (r *retained) set(m *Message) {
 	}
 	if ok {
 		r.bytes -= old.size()
+		r.expires.remove(old)
 	}
 	if len(m.Payload) == 0 { // [MQTT-3.3.1-6]
 		r.names.Delete(m.Topic)
@@ -55,32 +79,31 @@ func (r *retained) set(m *Message) {
 	}
 	r.bytes += m.size()
 	if m.Expiry > 0 {
-		if len(r.expires) > 2*r.names.Len()+64 { // most were replaced
-			r.expires = r.expires[:0]
-			for _, m := range r.names.AppendMatches(nil, "#") {
-				if m.Expiry > 0 {
-					r.expires = append(r.expires, m)
-				}
-			}
-			heap.Init(&r.expires)
-		} else {
-			heap.Push(&r.expires, m)
-		}
+		heap.Push(&r.expires, m)
 	}
 }
 
-// full reports whether one more topic than limit would be kept if m were.
-func (r *retained) full(m *Message, limit int) bool {
+// full says which limit m would be beyond if it were kept, or nothing. What takes no
+// more room than what it replaces is always kept.
+func (r *retained) full(m *Message, limits *Limits) string {
 	if !m.Retain || len(m.Payload) == 0 {
-		return false
+		return ""
 	}
+	size := m.size()
 	r.mu.RLock()
 	defer r.mu.RUnlock()
-	if r.names.Len()-r.own < limit {
-		return false
+	many, large := r.names.Len()-r.own >= limits.RetainedMessages, r.bytes+size > limits.RetainedBytes
+	if !many && !large {
+		return ""
 	}
-	_, ok := r.names.Get(m.Topic)
-	return !ok
+	old, ok := r.names.Get(m.Topic)
+	switch {
+	case many && !ok:
+		return fmt.Sprintf("more than %d retained messages", limits.RetainedMessages)
+	case large && (!ok || size > old.size() && r.bytes+size-old.size() > limits.RetainedBytes):
+		return fmt.Sprintf("retained messages of more than %d bytes together", limits.RetainedBytes)
+	}
+	return ""
 }
 
 // match returns the messages whose topic matches filter and that have not expired.
@@ -104,13 +127,11 @@ func (r *retained) match(filter string, begin func()) []*Message {
 func (r *retained) expire(now time.Time) (topics []string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for len(r.expires) > 0 && !now.Before(r.expires[0].expiresAt()) {
+	for len(r.expires.heap) > 0 && !now.Before(r.expires.heap[0].expiresAt()) {
 		m := heap.Pop(&r.expires).(*Message)
-		if kept, _ := r.names.Get(m.Topic); kept == m {
-			r.names.Delete(m.Topic)
-			r.bytes -= m.size()
-			topics = append(topics, m.Topic)
-		}
+		r.names.Delete(m.Topic)
+		r.bytes -= m.size()
+		topics = append(topics, m.Topic)
 	}
 	return topics
 }

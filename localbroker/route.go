@@ -4,7 +4,6 @@ import (
 	"context"
 
 	"github.com/fieldferry/fieldferry/buffer"
-	"github.com/fieldferry/fieldferry/localbroker/packet"
 )
 
 // fanout is the memory that one goroutine at a time routes with.
@@ -25,12 +24,12 @@ type receiver struct {
 
 // match fills f.out and f.to with what sessions get of m: those that are kept, or
 // the others.
-func (b *Broker) match(m *Message, kept bool, f *fanout) (changes uint64) {
-	subs, several, changes := b.index.match(f.subs[:0], m.Topic, kept)
+func (b *Broker) match(m *Message, kept bool, f *fanout) {
+	subs, several := b.index.match(f.subs[:0], m.Topic, kept)
 	f.subs = subs
 	f.out, f.to = f.out[:0], f.to[:0]
 	if len(subs) == 0 {
-		return changes
+		return
 	}
 	if several {
 		clear(f.seen)
@@ -57,7 +56,6 @@ func (b *Broker) match(m *Message, kept bool, f *fanout) (changes uint64) {
 		}
 		f.out, f.to = append(f.out, d), append(f.to, sub)
 	}
-	return changes
 }
 
 // forget lets go of what match has found: no message is held longer than its queues do.
@@ -122,11 +120,7 @@ func (b *Broker) redirect(d delivery, f *fanout) {
 		}
 		d.ids, d.qos, d.retain = sub.ids, min(d.m.QoS, sub.qos), d.m.Retain && sub.retainAsPublished
 		if s.kept != nil && d.qos > 0 {
-			b.background.begin(func() { // not from within a receipt
-				if err := b.sendLate(receiver{d, s}); err != nil {
-					b.log.Error("a message of a shared subscription could not be stored", "client", s.id, "err", err)
-				}
-			})
+			b.sendLate(d.m, []receiver{{d, s}})
 			return
 		}
 		wake, taken := s.enqueue(d)
@@ -142,14 +136,17 @@ func (b *Broker) redirect(d delivery, f *fanout) {
 // copies appends to dst the copies of m for the sessions that are kept and get it
 // with QoS 1 or 2, of a class. direct are those that get it with QoS 0, or from
 // memory because their turn of a shared subscription has come.
-func (b *Broker) copies(m *Message, class buffer.Class, f *fanout, dst []buffer.Copy) (copies []buffer.Copy, direct []receiver, changes uint64, err error) {
-	changes = b.match(m, true, f)
-	if m.Retain {
-		for _, sub := range f.subs {
-			if r := sub.replaying.Load(); r != nil {
-				r.newer(m.Topic)
-			}
+func (b *Broker) copies(m *Message, class buffer.Class, f *fanout, dst []buffer.Copy) (copies []buffer.Copy, direct []receiver, err error) {
+	b.match(m, true, f)
+	var without []*kept
+	for i, sub := range f.to {
+		if k := sub.session.kept; k != nil && f.out[i].qos > 0 && k.lanes[class].Load() == nil {
+			without = append(without, k)
 		}
+	}
+	if err := b.makeLanes(class, without...); err != nil {
+		f.forget()
+		return dst, nil, err
 	}
 	for i, sub := range f.to {
 		d, s := f.out[i], sub.session
@@ -157,71 +154,45 @@ func (b *Broker) copies(m *Message, class buffer.Class, f *fanout, dst []buffer.
 			direct = append(direct, receiver{d, s})
 			continue
 		}
-		var c buffer.Copy
-		if c, err = s.kept.copy(&d, class); err != nil {
-			break
+		if r := sub.replaying.Load(); r != nil && m.Retain {
+			r.newer(m.Topic)
+		}
+		c, err := s.kept.copy(&d, class)
+		if err != nil { // it has ended: another member of its group may get it
+			direct = append(direct, receiver{d, s})
+			continue
 		}
 		dst = append(dst, c)
 	}
 	f.forget()
-	return dst, direct, changes, err
+	return dst, direct, nil
 }
 
-// copy is the copy of a message that a session gets.
-func (k *kept) copy(d *delivery, class buffer.Class) (buffer.Copy, error) {
-	l, err := k.lane(class)
-	if err != nil {
-		return buffer.Copy{}, err
-	}
-	c := buffer.Copy{Outbox: l.outbox, QoS: d.qos, Retain: d.retain}
-	var props packet.Properties
-	for _, id := range d.ids {
-		props = props.AppendUint(packet.SubscriptionID, id)
-	}
-	c.Props = props
-	if d.group != nil {
-		c.Topic = joinShare(d.group.all.filter, d.m.Topic)
-	}
-	return c, nil
+// sendLate has a message that was published already made durable for sessions that
+// get it in addition. It does not wait.
+func (b *Broker) sendLate(m *Message, to []receiver) {
+	b.background.begin(func() { _ = b.guard("late message", func() { b.storeLate(m, to) }) })
 }
 
-// late has a retained publish come to those who subscribed after the sessions that get
-// it were looked up, and before it was retained: neither the one nor the other brings it
-// to them. To them it is one that was there when they subscribed.
-func (b *Broker) late(p *publish, f *fanout) {
-	m := &p.Message
-	if b.match(m, true, f) > p.changes {
-		for _, sub := range f.to {
-			r := sub.replaying.Load()
-			d := sub.retainedDelivery(m)
-			if sub.since <= p.changes || r == nil || d.qos == 0 {
-				continue
-			}
-			coming := p.coming - 1
-			b.index.coming.again(coming)
-			b.background.begin(func() {
-				defer b.index.coming.end(coming)
-				if err := r.unless(m, func() error { return b.sendLate(receiver{d, sub.session}) }); err != nil {
-					b.log.Error("a retained message could not be stored for a session", "client", sub.session.id, "err", err)
-				}
-			})
-		}
-	}
-	f.forget()
-}
-
-// sendLate makes a message that was published already durable for a session that gets
-// it in addition. It does not wait until it is.
-func (b *Broker) sendLate(r receiver) error {
-	m := r.m
+func (b *Broker) storeLate(m *Message, to []receiver) {
 	class, _ := b.classOf(m)
-	c, err := r.s.kept.copy(&r.delivery, class)
-	if err != nil {
-		return err
-	}
 	d := new(buffer.Message)
-	m.durable(d, []buffer.Copy{c})
-	return b.options.Buffer.Append(context.Background(), class, d, noReceipt{})
+	var copies []buffer.Copy
+	for _, r := range to {
+		c, err := r.s.kept.copy(&r.delivery, class)
+		if err != nil {
+			b.log.Error("message could not be stored for a session", "client", r.s.id, "err", err)
+			continue
+		}
+		copies = append(copies, c)
+	}
+	if len(copies) == 0 {
+		return
+	}
+	m.durable(d, copies)
+	if err := b.options.Buffer.Append(context.Background(), class, d, noReceipt{}); err != nil {
+		b.log.Error("message could not be stored for sessions", "err", err)
+	}
 }
 
 // classOf is the class that a message has in the log, and whether a durable

@@ -210,7 +210,7 @@ func TestWSConnDeadline(t *testing.T) {
 			t.Error(err)
 			return
 		}
-		conns <- newWSConn(t.Context(), ws, nil, wsAddr("x"))
+		conns <- newWSConn(t.Context(), ws, io.NopCloser(nil), nil, wsAddr("x"))
 		<-end
 	})
 	server := &http.Server{Handler: mux}

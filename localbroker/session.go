@@ -56,6 +56,7 @@ type session struct {
 	rights  atomic.Pointer[Rights] // of the last connection; nil may do everything
 
 	subscriptions map[string]*subscription // by filter; only its own goroutine uses it
+	filterBytes   int                      // of those filters; likewise
 	shared        bool                     // some of those it had were shared; as it ends
 	publisher     *publisher
 
@@ -74,7 +75,9 @@ type session struct {
 	ended     bool
 	warned    time.Time // that the queue is full
 
-	inbound map[uint16]*inbound // QoS 2 publishes of the client that it has not released
+	inbound map[uint16]inbound // QoS 2 publishes of the client that it has not released
+	turn    uint64             // counts the connections of the session
+	open    int                // QoS 2 publishes that the client began or resumed on this one
 	will    *pendingWill
 	leftAt  time.Time // when the client went away
 }
@@ -82,9 +85,8 @@ type session struct {
 // inbound is a packet identifier that a QoS 2 publish of the client has in use.
 type inbound struct {
 	class   buffer.Class
-	durable bool  // it is in the log, so its release must be, too
-	pending bool  // the publish is not accepted yet
-	on      *conn // the connection it counts for in the Receive Maximum
+	durable bool   // it is in the log, so its release must be, too
+	turn    uint64 // of the connection that it counts for in the Receive Maximum
 }
 
 // packetID is the identifier of the n-th delivery.
@@ -248,11 +250,12 @@ func (s *session) take(to *conn, dst []outgoing, bytes int) (batch []outgoing, m
 		}
 		dst = append(dst, out)
 	}
+	held := s.replaying
 	s.mu.Unlock()
 	if expired > 0 {
 		s.b.stats.expired.Add(uint64(expired))
 	}
-	if s.kept != nil && to != nil {
+	if s.kept != nil && to != nil && !held {
 		var keptMore bool
 		dst, keptMore, err = s.kept.take(to, dst, bytes)
 		more = more || keptMore
@@ -317,10 +320,10 @@ func (s *session) puback(id uint16) (wake bool) {
 	return false
 }
 
-// refuse ends a delivery that the client does not take.
-func (s *session) refuse(id uint16) (wake bool) {
+// refuse ends a delivery that the client does not take on a connection.
+func (s *session) refuse(on *conn, id uint16) (wake bool) {
 	if s.kept != nil {
-		return s.kept.refuse(id)
+		return s.kept.refuse(on, id)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -397,7 +400,7 @@ func (s *session) endReplay(found []replayed) {
 	wake := !s.awake && !s.stuck
 	s.awake = s.awake || wake
 	s.mu.Unlock()
-	if wake {
+	if wake || s.kept != nil {
 		s.wake()
 	}
 }
@@ -415,6 +418,7 @@ func (s *session) attach(c *conn, window int) error {
 	s.conn.Store(c)
 	s.window, s.awake, s.stuck = window, false, false
 	s.leftAt, s.will = time.Time{}, nil
+	s.turn, s.open = s.turn+1, 0
 	s.mu.Unlock()
 	if s.kept == nil {
 		return nil

@@ -3,7 +3,6 @@ package localbroker
 import (
 	"context"
 	"encoding/binary"
-	"errors"
 	"time"
 
 	"github.com/fieldferry/fieldferry/buffer"
@@ -37,11 +36,10 @@ func (b *Broker) record(c change) {
 // has left.
 func (s *session) change(expiry time.Duration, left bool) change {
 	ago := time.Duration(0)
-	if left {
-		s.mu.Lock()
+	if s.mu.Lock(); left && !s.leftAt.IsZero() {
 		ago = time.Since(s.leftAt)
-		s.mu.Unlock()
 	}
+	s.mu.Unlock()
 	one := savedSession{client: s.id, id: s.kept.id, expiry: expiry, left: left, since: s.b.options.State.buffer.Stamp(ago)}
 	return change{changeSession, one.append(appendText(nil, s.id))}
 }
@@ -86,7 +84,7 @@ func (b *Broker) endSession(ctx context.Context, s *session) error {
 	}
 	s.end()
 	if s.kept != nil {
-		if err := s.kept.end(ctx, s.shared); err != nil {
+		if err := s.kept.finish(ctx, s.shared); err != nil {
 			b.log.Error("the end of a session could not be stored", "client", s.id, "err", err)
 			return err
 		}
@@ -100,8 +98,8 @@ func (b *Broker) endSession(ctx context.Context, s *session) error {
 	return nil
 }
 
-// end makes it durable that the session has ended, and removes what waits for it.
-func (k *kept) end(ctx context.Context, shared bool) error {
+// finish makes it durable that the session has ended, and removes what waits for it.
+func (k *kept) finish(ctx context.Context, shared bool) error {
 	st := k.s.b.options.State
 	if shared {
 		if err := k.passOn(ctx); err != nil {
@@ -117,7 +115,7 @@ func (k *kept) end(ctx context.Context, shared bool) error {
 		k.reader.Close()
 	}
 	k.reading.Unlock()
-	if err := st.buffer.Remove(k.outboxes()...); err != nil {
+	if err := st.buffer.Remove(k.end()...); err != nil {
 		k.s.b.log.Error("what waited for a session could not be removed; the next start does it", "client", k.s.id, "err", err)
 	}
 	return nil
@@ -148,47 +146,58 @@ func (k *kept) passOn(ctx context.Context) error {
 		}
 	}
 	k.reader.Rewind()
+	ctx = context.WithoutCancel(ctx) // whoever ends the session, others get what is theirs
+	var space [takeAtOnce]buffer.Delivery
 	for {
-		n, err := k.reader.TryNext(k.space[:])
-		var stored [len(k.space)]chan error
-		for i := range k.space[:n] {
-			stored[i] = make(chan error, 1)
-			k.pass(ctx, &k.space[i], stored[i])
-		}
-		for i := range k.space[:n] {
-			d, out := &k.space[i], buffer.Moved
-			passed := <-stored[i]
-			if errors.Is(passed, errNobody) {
-				passed, out = nil, buffer.DroppedEnded
-			}
-			if passed == nil {
-				d.Outbox.Settle(d.Ordinal, out)
-			}
-			err = errors.Join(err, passed)
-			*d = buffer.Delivery{}
-		}
-		if err != nil || n == 0 {
+		n, err := k.reader.TryNext(space[:])
+		if err != nil {
 			return err
+		}
+		if n == 0 {
+			return nil
+		}
+		// All of them are appended before the first is waited for.
+		var passed [takeAtOnce]passed
+		for i := range space[:n] {
+			d := &space[i]
+			passed[i].out = buffer.DroppedEnded
+			if len(d.Topic) > 0 && d.Topic[0] == 0 && !(d.Dup && d.QoS == 2) {
+				passed[i] = k.pass(ctx, d)
+			}
+		}
+		for i := range space[:n] {
+			if err := passed[i].wait(); err != nil {
+				return err
+			}
+			space[i].Outbox.Settle(space[i].Ordinal, passed[i].out)
+			space[i] = buffer.Delivery{}
 		}
 	}
 }
 
-// errNobody says of a copy that there is nobody else to take it.
-var errNobody = errors.New("there is no other member")
+// passed is what became of a copy that was to go to another member of its shared
+// subscription.
+type passed struct {
+	out    buffer.Outcome
+	stored *await // nil: it need not be stored
+	err    error
+}
 
-// pass gives one copy to another member of its shared subscription. How that ended is
-// sent to stored.
-func (k *kept) pass(ctx context.Context, d *buffer.Delivery, stored chan error) {
-	b := k.s.b
-	if len(d.Topic) == 0 || d.Topic[0] != 0 || d.Dup && d.QoS == 2 {
-		stored <- errNobody
-		return
+func (p *passed) wait() error {
+	if p.err == nil && p.stored != nil {
+		p.err = <-p.stored.done
 	}
+	return p.err
+}
+
+// pass gives one copy to another member of its shared subscription, if there is one
+// that takes it.
+func (k *kept) pass(ctx context.Context, d *buffer.Delivery) passed {
+	b := k.s.b
 	filter, name := splitShare(d.Topic)
 	sub := b.index.another(filter)
 	if sub == nil || !sub.session.mayReceive(name) {
-		stored <- errNobody
-		return
+		return passed{out: buffer.DroppedEnded}
 	}
 	m := &Message{Topic: name, Payload: d.Payload, Props: packet.Properties(d.Props).Without(packet.SubscriptionID), QoS: d.QoS, Retain: d.Retain, Expiry: d.Expiry, Received: time.Now().Add(-d.Age()), Urgent: true}
 	next := delivery{m: m, qos: min(d.QoS, sub.qos), retain: d.Retain && sub.retainAsPublished, ids: sub.ids, group: sub.group}
@@ -198,21 +207,18 @@ func (k *kept) pass(ctx context.Context, d *buffer.Delivery, stored chan error) 
 			s.wake()
 		}
 		if taken {
-			stored <- nil
-		} else {
-			stored <- errNobody
+			return passed{out: buffer.Moved}
 		}
-		return
+		return passed{out: buffer.DroppedEnded}
 	}
 	c, err := sub.session.kept.copy(&next, d.Outbox.Class())
-	if err == nil {
-		var out buffer.Message
-		m.durable(&out, []buffer.Copy{c})
-		err = b.options.Buffer.Append(ctx, d.Outbox.Class(), &out, await{stored})
-	}
 	if err != nil {
-		stored <- err
+		return passed{err: err}
 	}
+	var out buffer.Message
+	m.durable(&out, []buffer.Copy{c})
+	stored := &await{make(chan error, 1)}
+	return passed{out: buffer.Moved, stored: stored, err: b.options.Buffer.Append(ctx, d.Outbox.Class(), &out, *stored)}
 }
 
 // tidyEvery is how often sessions and retained messages are looked at that expire.
@@ -227,9 +233,11 @@ func (b *Broker) tidy(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case now := <-tick.C:
-			b.publishBereft(ctx)
-			b.forgetWills()
-			b.tidySessions(ctx, now)
+			_ = b.guard("sessions that expire", func() {
+				b.publishBereft(ctx)
+				b.forgetWills()
+				b.tidySessions(ctx, now)
+			})
 			topics := b.retained.expire(now)
 			if st := b.options.State; st != nil && len(topics) > 0 {
 				if err := st.forgetRetained(topics); err != nil {
@@ -267,13 +275,7 @@ func (b *Broker) tidySessions(ctx context.Context, now time.Time) {
 		if !free {
 			continue // the client has come back
 		}
-		if s.expired(now) {
-			b.log.Debug("session expired", "client", s.id)
-			b.stats.sessionsExpired.Add(1)
-			_ = b.endSession(ctx, s) // it is tried again until it is stored
-		} else {
-			b.publishDue(ctx, s, now)
-		}
+		b.tidySession(ctx, s, now)
 		b.mu.Lock()
 		if b.claims[s.id] == c {
 			delete(b.claims, s.id)
@@ -281,6 +283,19 @@ func (b *Broker) tidySessions(ctx context.Context, now time.Time) {
 		b.mu.Unlock()
 		close(c.ended)
 	}
+}
+
+// tidySession ends a session or publishes its will. Its client id is claimed.
+func (b *Broker) tidySession(ctx context.Context, s *session, now time.Time) {
+	_ = b.guard("session that expires", func() {
+		if s.expired(now) {
+			b.log.Debug("session expired", "client", s.id)
+			b.stats.sessionsExpired.Add(1)
+			_ = b.endSession(ctx, s) // it is tried again until it is stored
+		} else {
+			b.publishDue(ctx, s, now)
+		}
+	})
 }
 
 // restore makes what was saved.
@@ -301,6 +316,8 @@ func (b *Broker) restore(all saved) {
 		s.kept = &kept{s: s, id: one.id, expiry: min(one.expiry, b.limits.SessionExpiry)}
 		if one.left {
 			s.leftAt = now.Add(-st.buffer.Age(one.since))
+		} else {
+			b.left = append(b.left, s)
 		}
 		for _, o := range outboxes[outboxName(s.id, one.id)] {
 			s.kept.add(o)
@@ -316,13 +333,14 @@ func (b *Broker) restore(all saved) {
 				sub.ids = []uint32{saved.id}
 			}
 			s.subscriptions[sub.filter] = sub
+			s.filterBytes += len(sub.filter)
 			b.index.replace(nil, sub)
 		}
 		for id, class := range all.ids[one.id] {
 			if s.inbound == nil {
-				s.inbound = make(map[uint16]*inbound)
+				s.inbound = make(map[uint16]inbound)
 			}
-			s.inbound[id] = &inbound{class: class, durable: true}
+			s.inbound[id] = inbound{class: class, durable: true}
 		}
 		b.sessions[s.id] = s
 	}

@@ -12,19 +12,21 @@ import (
 
 	"github.com/fieldferry/fieldferry/buffer"
 	"github.com/fieldferry/fieldferry/buffer/rows"
+	"github.com/fieldferry/fieldferry/localbroker/topic"
 )
 
 const (
 	stateOutbox   = "$state"
 	sessionOutbox = "session "
-	applyEvery    = time.Second
-	applyAtOnce   = 4096 // changes in a transaction
+	applyEvery    = 10 * time.Second // what changes often, as retained readings do, is written once in that
+	applyAtOnce   = 4096             // changes in a transaction
+	applyBytes    = 4 << 20
 )
 
 // State is what of a broker outlives its process: sessions with their
 // subscriptions, the packet identifiers that QoS 2 publishes have in use, retained
 // messages and wills. What has changed is durable when its record is in the
-// buffer's log; state.db follows once a second, and is read only by Open.
+// buffer's log; state.db follows every ten seconds, and is read only by Open.
 type State struct {
 	buffer   *buffer.Buffer
 	table    rows.Store
@@ -119,13 +121,11 @@ func openState(table rows.Store, b *buffer.Buffer, logger *slog.Logger) (*State,
 func (s *State) begin() error {
 	return s.table.Update(func(tx rows.Tx) error {
 		if string(tx.Get(tableAbout, []byte("origin"))) != s.buffer.Origin() {
-			// It is of another buffer, whose log is of no use any more.
-			for class := range buffer.NumClasses {
-				if err := tx.Delete(tableApplied, []byte{byte(class)}); err != nil {
-					return err
-				}
-			}
+			// It is of another buffer, whose log is of no use any more, nor are the ordinals
+			// of copies in it.
 			return errors.Join(
+				deleteRows(tx, tableApplied, nil),
+				deleteRows(tx, tableReceived, nil),
 				tx.Put(tableAbout, []byte("origin"), []byte(s.buffer.Origin())),
 				tx.Put(tableAbout, []byte("version"), []byte{0, 0, 0, 1}))
 		}
@@ -161,7 +161,7 @@ func (s *State) Run(ctx context.Context) error {
 func (s *State) drain() error {
 	for {
 		var batch []buffer.Delivery
-		for len(batch) < applyAtOnce {
+		for bytes := 0; len(batch) < applyAtOnce && bytes < applyBytes; {
 			n, err := s.reader.TryNext(s.space)
 			if err != nil {
 				s.reader.Rewind()
@@ -171,6 +171,9 @@ func (s *State) drain() error {
 				break
 			}
 			batch = append(batch, s.space[:n]...)
+			for i := range s.space[:n] {
+				bytes += len(s.space[i].Payload)
+			}
 		}
 		if len(batch) == 0 {
 			return nil
@@ -238,6 +241,7 @@ func (s *State) load() (all saved, err error) {
 	all.received = make(map[uint64][]received)
 	all.wills = make(map[string]savedMessage)
 	bad := 0
+	var expired []string
 	err = s.table.View(func(tx rows.Tx) error {
 		for k, v := range tx.Rows(tableSessions, nil) {
 			f := fields{p: v}
@@ -250,17 +254,16 @@ func (s *State) load() (all saved, err error) {
 		}
 		for k, v := range tx.Rows(tableSubs, nil) {
 			f := fields{p: v}
-			sub := savedSubscription{flags: f.byte(), id: uint32(f.uvarint())}
-			if f.bad || len(k) < 9 {
+			sub := savedSubscription{flags: f.byte(), id: uint32(f.uvarint()), filter: f.text()}
+			if f.bad || len(k) < 9 || sub.flags&3 > 2 || topic.CheckFilter(sub.filter, 0) != nil {
 				bad++
 				continue
 			}
-			sub.filter = string(k[8:])
 			id := binary.BigEndian.Uint64(k)
 			all.subs[id] = append(all.subs[id], sub)
 		}
-		for k, v := range tx.Rows(tableIDs, nil) {
-			if len(k) != 10 || len(v) != 1 || buffer.Class(v[0]) >= buffer.NumClasses {
+		for k := range tx.Rows(tableIDs, nil) {
+			if len(k) != 11 || buffer.Class(k[10]) >= buffer.NumClasses {
 				bad++
 				continue
 			}
@@ -268,7 +271,7 @@ func (s *State) load() (all saved, err error) {
 			if all.ids[id] == nil {
 				all.ids[id] = make(map[uint16]buffer.Class)
 			}
-			all.ids[id][binary.BigEndian.Uint16(k[8:])] = buffer.Class(v[0])
+			all.ids[id][binary.BigEndian.Uint16(k[8:])] = buffer.Class(k[10])
 		}
 		for k := range tx.Rows(tableReceived, nil) {
 			if len(k) != 17 || buffer.Class(k[8]) >= buffer.NumClasses {
@@ -286,9 +289,12 @@ func (s *State) load() (all saved, err error) {
 					bad++
 					continue
 				}
-				if table == tableWills {
+				switch {
+				case table == tableWills:
 					all.wills[string(k)] = m
-				} else {
+				case m.Expiry > 0 && s.buffer.Age(m.since) >= m.Expiry:
+					expired = append(expired, m.Topic)
+				default:
 					all.retained = append(all.retained, m)
 				}
 			}
@@ -298,6 +304,9 @@ func (s *State) load() (all saved, err error) {
 	if bad > 0 {
 		s.log.Error("rows of state.db are malformed and left out", "count", bad)
 	}
+	if err == nil && len(expired) > 0 {
+		err = s.forgetRetained(expired)
+	}
 	return all, err
 }
 
@@ -306,11 +315,11 @@ func (s *State) load() (all saved, err error) {
 func (s *State) forgetRetained(topics []string) error {
 	return s.table.Update(func(tx rows.Tx) error {
 		for _, topic := range topics {
-			f := fields{p: tx.Get(tableRetained, []byte(topic))}
+			f := fields{p: tx.Get(tableRetained, nameKey(nil, topic))}
 			if m := f.message(); f.bad || m.Expiry == 0 || s.buffer.Age(m.since) < m.Expiry {
 				continue
 			}
-			if err := tx.Delete(tableRetained, []byte(topic)); err != nil {
+			if err := tx.Delete(tableRetained, nameKey(nil, topic)); err != nil {
 				return err
 			}
 		}

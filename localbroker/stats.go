@@ -48,7 +48,7 @@ type Stats struct {
 	Sockets             uint64 // connections that were opened
 	RefusedConnections  uint64 // for a limit, before CONNECT
 	Takeovers           uint64
-	Panics              uint64 // each ended one connection
+	Panics              uint64 // each ended one connection at most
 	BytesReceived       uint64
 	BytesSent           uint64
 	PacketsReceived     uint64

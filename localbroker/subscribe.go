@@ -3,7 +3,9 @@ package localbroker
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"strings"
+	"sync"
 
 	"github.com/fieldferry/fieldferry/buffer"
 	"github.com/fieldferry/fieldferry/localbroker/packet"
@@ -26,38 +28,144 @@ func (c *conn) handleSubscribe(ctx context.Context, body []byte) error {
 	if id, ok := p.Props.Uint(packet.SubscriptionID); ok {
 		ids = []uint32{id}
 	}
-	ack := packet.Suback{PacketID: p.PacketID}
 	var replay []replayed
-	var durable []*subscription // that get their retained messages from the log
-	var record []byte
-	s := c.session
-	s.beginReplay()
-	for _, o := range p.Subscriptions {
-		reason, sub, found := c.subscribe(o, ids, len(replay))
-		if sub != nil && s.kept != nil {
-			record = sub.appendRecord(record)
-			if sub.replaying.Load() != nil {
-				durable = append(durable, sub)
-			}
-		}
-		if c.version == packet.V311 && reason.Failed() {
-			reason = packet.Unspecified // 3.1.1 §3.9.3
-		}
-		ack.Reasons = append(ack.Reasons, reason)
+	grants := make([]grant, len(p.Subscriptions))
+	waits := c.session.replayWaits()
+	c.session.beginReplay()
+	defer func() { c.session.endReplay(replay) }()
+	for i, o := range p.Subscriptions {
+		var found []replayed
+		var n int
+		grants[i], found, n = c.subscribe(o, ids, waits)
+		waits += n
 		replay = append(replay, found...)
 	}
-	err := c.keep(ctx, changeSubscribe, record)
-	if err == nil {
-		err = c.answer(ctx, func(dst []byte) []byte { return ack.Append(dst, c.version, packet.SUBACK) })
+	if err := c.keepSubscriptions(ctx, grants); err != nil {
+		return err
 	}
-	s.endReplay(replay)
-	for _, sub := range durable {
-		if err == nil {
-			err = c.replayDurably(ctx, sub)
+	ack := packet.Suback{PacketID: p.PacketID}
+	for _, g := range grants {
+		if c.version == packet.V311 && g.reason.Failed() {
+			g.reason = packet.Unspecified // 3.1.1 §3.9.3
 		}
-		c.b.index.coming.replayed(sub)
+		ack.Reasons = append(ack.Reasons, g.reason)
 	}
-	return err
+	return c.answer(ctx, func(dst []byte) []byte { return ack.Append(dst, c.version, packet.SUBACK) })
+}
+
+// grant is the answer to one filter of a SUBSCRIBE.
+type grant struct {
+	reason   packet.Reason
+	sub, old *subscription // sub is nil if it was refused
+}
+
+// keepSubscriptions makes the subscriptions of a session that is kept durable, and
+// before that the retained messages that they get: what has its SUBACK has those,
+// too.
+func (c *conn) keepSubscriptions(ctx context.Context, grants []grant) error {
+	if c.session.kept == nil {
+		return nil
+	}
+	var replaying []*grant
+	for i := range grants {
+		if sub := grants[i].sub; sub != nil && sub.replaying.Load() != nil {
+			replaying = append(replaying, &grants[i])
+			defer sub.replaying.Store(nil)
+		}
+	}
+	if len(replaying) > 0 {
+		if err := c.b.retaining.wait(ctx); err != nil {
+			return err
+		}
+	}
+	stored := tally{done: make(chan struct{}, 1)}
+	for _, g := range replaying {
+		err := c.replayDurably(ctx, g.sub, &stored)
+		if errors.Is(err, buffer.ErrFull) {
+			c.withdraw(g)
+		} else if err != nil {
+			return packet.Errorf(refusal(err), "retained messages could not be stored for the session: %v", err)
+		}
+	}
+	if _, err := stored.wait(ctx); err != nil {
+		return packet.Errorf(refusal(err), "retained messages could not be stored for the session: %v", err)
+	}
+	var record []byte
+	for _, g := range grants {
+		if g.sub != nil {
+			record = g.sub.appendRecord(record)
+		}
+	}
+	return c.keep(ctx, changeSubscribe, record)
+}
+
+// withdraw takes a subscription away again that the client cannot have.
+func (c *conn) withdraw(g *grant) {
+	s := c.session
+	if s.subscriptions[g.sub.filter] == g.sub {
+		delete(s.subscriptions, g.sub.filter)
+		if g.old != nil {
+			s.subscriptions[g.sub.filter] = g.old
+		} else {
+			s.filterBytes -= len(g.sub.filter)
+		}
+		c.b.index.replace(g.sub, g.old)
+	}
+	*g = grant{reason: packet.QuotaExceeded}
+}
+
+// tally is the receipt of several appends that are waited for together.
+type tally struct {
+	mu   sync.Mutex // guards what follows
+	n    int        // that were not told yet
+	err  error      // the first
+	some bool       // was told since wait last returned
+	done chan struct{}
+}
+
+// add notes that there is one more.
+func (t *tally) add(n int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.n += n
+}
+
+// Stored is the buffer's receipt.
+func (t *tally) Stored(err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.err == nil {
+		t.err = err
+	}
+	t.some = true
+	if t.n--; t.n == 0 {
+		select {
+		case t.done <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// wait returns when all were told, with the first error. It reports whether any was
+// told since it was called last.
+func (t *tally) wait(ctx context.Context) (some bool, err error) {
+	for {
+		t.mu.Lock()
+		n, err := t.n, t.err
+		some := t.some
+		if n == 0 {
+			t.some = false
+		}
+		t.mu.Unlock()
+		if n == 0 {
+			return some, err
+		}
+		select {
+		case <-t.done:
+		case <-ctx.Done():
+			return some, context.Cause(ctx)
+		}
+	}
 }
 
 // keep makes a change of the session's subscriptions durable; record is what has
@@ -89,54 +197,58 @@ func (sub *subscription) appendRecord(dst []byte) []byte {
 }
 
 // subscribe adds one subscription, or puts it in the place of the one with the
-// same filter. It returns the retained messages to send from memory; more of them
-// wait already.
-func (c *conn) subscribe(o packet.Subscription, ids []uint32, more int) (packet.Reason, *subscription, []replayed) {
+// same filter. It returns the retained messages to send from memory, and how many there
+// are, those to be sent from the log included; waits is how many wait already.
+func (c *conn) subscribe(o packet.Subscription, ids []uint32, waits int) (g grant, replay []replayed, n int) {
 	s, limits := c.session, &c.b.limits
 	share, filter := topic.SplitShared(o.Filter)
 	old := s.subscriptions[o.Filter]
+	replays := share == "" && o.RetainHandling != 2 && (o.RetainHandling == 0 || old == nil) // §3.3.1.3, §4.8.2
 	switch {
 	case topic.Levels(filter) > limits.TopicLevels:
-		return packet.TopicFilterInvalid, nil, nil
+		return grant{reason: packet.TopicFilterInvalid}, nil, 0
 	case !s.maySubscribe(filter):
-		return packet.NotAuthorized, nil, nil
-	case old == nil && len(s.subscriptions) >= limits.SubscriptionsPerClient:
-		return packet.QuotaExceeded, nil, nil
+		return grant{reason: packet.NotAuthorized}, nil, 0
+	case old == nil && (len(s.subscriptions) >= limits.SubscriptionsPerClient || s.filterBytes+len(o.Filter) > limits.subscriptionBytes()):
+		return grant{reason: packet.QuotaExceeded}, nil, 0
+	case replays && waits > 0 && waits >= limits.RetainedMessages:
+		return grant{reason: packet.QuotaExceeded}, nil, 0 // without a look at what there is: it may be asked for very often
 	}
 	sub := &subscription{session: s, filter: strings.Clone(o.Filter), qos: o.QoS, noLocal: o.NoLocal, retainAsPublished: o.RetainAsPublished, ids: ids}
-	replays := share == "" && o.RetainHandling != 2 && (o.RetainHandling == 0 || old == nil) // §3.3.1.3, §4.8.2
 	if replays && s.kept != nil && sub.qos > 0 {
 		sub.replaying.Store(new(replaying))
 	}
-	s.subscriptions[sub.filter] = sub
 	c.b.index.replace(old, sub)
-	if !replays {
-		return packet.Reason(sub.qos), sub, nil
+	if s.subscriptions[sub.filter] = sub; old == nil {
+		s.filterBytes += len(sub.filter)
 	}
-	replay := sub.replay(filter)
-	if waits := more + s.replayWaits(); waits > 0 && waits+len(replay) > limits.RetainedMessages {
-		delete(s.subscriptions, o.Filter)
-		c.b.index.replace(sub, nil)
-		return packet.QuotaExceeded, nil, nil
+	g = grant{reason: packet.Reason(sub.qos), sub: sub, old: old}
+	if replays {
+		if replay, n = sub.replay(filter); waits > 0 && waits+n > limits.RetainedMessages {
+			c.withdraw(&g)
+			return g, nil, 0
+		}
 	}
-	return packet.Reason(sub.qos), sub, replay
+	return g, replay, n
 }
 
 // replay is what a new subscription gets of the retained messages from memory: all,
-// or with a session that is kept those of QoS 0.
-func (sub *subscription) replay(filter string) []replayed {
+// or with a session that is kept those of QoS 0; n counts all.
+func (sub *subscription) replay(filter string) (out []replayed, n int) {
 	s := sub.session
 	var place uint64
 	found := s.b.retained.match(filter, func() { place = s.place() })
-	out := make([]replayed, 0, len(found))
+	out = make([]replayed, 0, len(found))
 	for _, m := range found {
-		d := sub.retainedDelivery(m)
-		if s.kept != nil && d.qos > 0 || !sub.wants(m) {
+		if !sub.wants(m) {
 			continue
 		}
-		out = append(out, replayed{delivery: d, after: place})
+		n++
+		if d := sub.retainedDelivery(m); s.kept == nil || d.qos == 0 {
+			out = append(out, replayed{delivery: d, after: place})
+		}
 	}
-	return out
+	return out, n
 }
 
 // wants reports whether a message is for the subscription: none of the client's own
@@ -153,7 +265,7 @@ func (sub *subscription) retainedDelivery(m *Message) delivery {
 // replayDurably gives a new subscription of a session that is kept the retained
 // messages of QoS 1 and 2: as copies in the log, each of the class that its topic has,
 // so that none comes behind a newer one.
-func (c *conn) replayDurably(ctx context.Context, sub *subscription) error {
+func (c *conn) replayDurably(ctx context.Context, sub *subscription, stored *tally) error {
 	_, filter := topic.SplitShared(sub.filter)
 	r := sub.replaying.Load()
 	for _, m := range c.b.retained.match(filter, func() {}) {
@@ -164,14 +276,19 @@ func (c *conn) replayDurably(ctx context.Context, sub *subscription) error {
 		class, _ := c.b.classOf(m)
 		copied, err := c.session.kept.copy(&d, class)
 		if err == nil {
-			err = r.unless(m, func() error {
+			err = r.unless(m.Topic, func() error {
 				m.durable(&c.durable, []buffer.Copy{copied})
 				c.durable.Urgent = true
-				return c.b.options.Buffer.Append(ctx, class, &c.durable, noReceipt{})
+				stored.add(1)
+				err := c.b.options.Buffer.Append(ctx, class, &c.durable, stored)
+				if err != nil {
+					stored.add(-1)
+				}
+				return err
 			})
 		}
 		if err != nil {
-			return packet.Errorf(refusal(err), "retained messages could not be stored for the session: %v", err)
+			return err
 		}
 	}
 	return nil
@@ -191,6 +308,7 @@ func (c *conn) handleUnsubscribe(ctx context.Context, body []byte) error {
 		reason := packet.NoSubscriptionExisted
 		if sub := c.session.subscriptions[filter]; sub != nil {
 			delete(c.session.subscriptions, filter)
+			c.session.filterBytes -= len(filter)
 			c.b.index.replace(sub, nil)
 			reason = packet.Success
 			if c.session.kept != nil {

@@ -17,7 +17,7 @@ func (b *Broker) sys(ctx context.Context, interval time.Duration) {
 	s := sysState{b: b, last: make(map[string]string), loads: make(map[string]*[3]float64), at: time.Now()}
 	s.before = b.Stats()
 	s.publish("version", "fieldferry "+b.options.Version)
-	s.figures(s.before)
+	_ = b.guard("$SYS", func() { s.figures(s.before) })
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
 	for {
@@ -26,8 +26,10 @@ func (b *Broker) sys(ctx context.Context, interval time.Duration) {
 			return
 		case now := <-tick.C:
 			is := b.Stats()
-			s.figures(is)
-			s.load(is, now)
+			_ = b.guard("$SYS", func() {
+				s.figures(is)
+				s.load(is, now)
+			})
 			s.before, s.at = is, now
 		}
 	}

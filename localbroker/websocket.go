@@ -4,11 +4,13 @@ import (
 	"context"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"os"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -33,10 +35,11 @@ func (b *Broker) serveWebSocket(ctx context.Context, ln net.Listener, l Listener
 	server := &http.Server{
 		Handler:           mux,
 		ReadHeaderTimeout: b.limits.ConnectTimeout,
-		IdleTimeout:       b.limits.ConnectTimeout,
-		MaxHeaderBytes:    unauthenticatedSize,
+		MaxHeaderBytes:    upgradeSize,
+		ConnContext:       withBounded,
 		ErrorLog:          slog.NewLogLogger(b.log.Handler(), slog.LevelDebug),
 	}
+	server.SetKeepAlivesEnabled(false) // who is not upgraded need not stay
 	if err := server.Serve(ln); err != nil && !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
 		b.log.Error("WebSocket listener failed", "listener", l.Name, "err", err)
 	}
@@ -62,14 +65,16 @@ func (b *Broker) upgrade(ctx context.Context, w http.ResponseWriter, r *http.Req
 		b.log.Info("WebSocket refused", "listener", l.Name, "address", r.RemoteAddr, "err", err)
 		return nil // Accept has answered
 	}
+	bounded := r.Context().Value(boundedKey{}).(*boundedConn)
+	bounded.upgrade()
 	ws.SetReadLimit(-1) // packets bound what is kept, and frames need not be packets
 	var identity *x509.Certificate
 	if r.TLS != nil && len(r.TLS.VerifiedChains) > 0 {
 		identity = r.TLS.PeerCertificates[0]
 	}
 	local, _ := r.Context().Value(http.LocalAddrContextKey).(net.Addr)
-	nc := newWSConn(ctx, ws, local, wsAddr(r.RemoteAddr))
-	return b.take(nc, l, identity)
+	nc := newWSConn(ctx, ws, bounded, local, wsAddr(r.RemoteAddr))
+	return b.take(nc, l, identity, bounded.began)
 }
 
 // offers reports whether a request offers a subprotocol.
@@ -101,6 +106,7 @@ func (a wsAddr) String() string { return string(a) }
 // as one of the library's would.
 type wsConn struct {
 	ws     *websocket.Conn
+	under  io.Closer // what carries it
 	local  net.Addr
 	remote net.Addr
 	ctx    context.Context // ends with the connection: the library asks for it at each read
@@ -118,8 +124,8 @@ type wsConn struct {
 	writeBy  time.Time
 }
 
-func newWSConn(ctx context.Context, ws *websocket.Conn, local, remote net.Addr) *wsConn {
-	c := &wsConn{ws: ws, local: local, remote: remote, chunks: make(chan []byte), free: make(chan struct{}), done: make(chan struct{}), moved: make(chan struct{})}
+func newWSConn(ctx context.Context, ws *websocket.Conn, under io.Closer, local, remote net.Addr) *wsConn {
+	c := &wsConn{ws: ws, under: under, local: local, remote: remote, chunks: make(chan []byte), free: make(chan struct{}), done: make(chan struct{}), moved: make(chan struct{})}
 	c.ctx, c.cancel = context.WithCancel(context.WithoutCancel(ctx)) // the broker says goodbye first
 	go c.read()
 	return c
@@ -128,6 +134,11 @@ func newWSConn(ctx context.Context, ws *websocket.Conn, local, remote net.Addr) 
 // read reads frames, a piece at a time.
 func (c *wsConn) read() {
 	defer close(c.done)
+	defer func() { // what a client sends may be more than the library can stand
+		if r := recover(); r != nil {
+			c.why = fmt.Errorf("reading a WebSocket: panic: %v\n%s", r, debug.Stack())
+		}
+	}()
 	buf := make([]byte, 4<<10)
 	for c.why == nil {
 		kind, r, err := c.ws.Reader(c.ctx)
@@ -226,9 +237,11 @@ func (c *wsConn) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// Close closes the connection, with the handshake of RFC 6455 §7 if that is quick.
+// Close closes the connection. The handshake of RFC 6455 §7 is over by then or takes too
+// long: the library would wait for it, so what carries it goes first.
 func (c *wsConn) Close() error {
-	err := c.ws.CloseNow()
+	err := c.under.Close()
+	_ = c.ws.CloseNow() // has nothing left to close, and says so
 	c.cancel()
 	<-c.done
 	return err

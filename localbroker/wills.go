@@ -61,6 +61,20 @@ func (w *will) takeBack(c *conn) {
 	}
 }
 
+// takeBackWill ends the will of a client that says goodbye. The connection is closed
+// when that is stored, so that the client can know.
+func (c *conn) takeBackWill(ctx context.Context) {
+	w := c.will
+	c.will = nil
+	if w == nil || w.id == 0 {
+		return
+	}
+	record := binary.AppendUvarint(appendText(nil, c.session.id), w.id)
+	if c.b.options.State.store(ctx, change{changeNoWill, record}) != nil {
+		w.takeBack(c) // once more, and again later
+	}
+}
+
 // willIsDone notes in the state that a will was published or taken back.
 func (b *Broker) willIsDone(client string, id uint64) {
 	st := b.options.State

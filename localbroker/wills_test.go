@@ -48,7 +48,7 @@ func TestWillsWhileTheLogIsBusy(t *testing.T) {
 		})
 	}
 	last := time.Now()
-	for seen := int64(0); published.Load() < 200 || connections.Load() < 40; time.Sleep(time.Millisecond) {
+	for seen := int64(0); published.Load() < 60 || connections.Load() < 20; time.Sleep(time.Millisecond) {
 		if n := published.Load() + connections.Load(); n > seen {
 			seen, last = n, time.Now()
 		}

@@ -166,9 +166,10 @@ func (c *conn) encode(dst []byte, batch []outgoing) []byte {
 			dst = dst[:start]
 			if fresh {
 				delete(c.outAliases, o.m.Topic) // the client was not told of it
+				c.outAliasBytes -= len(o.m.Topic)
 			}
 			c.b.stats.dropped.Add(1)
-			if o.packetID != 0 && c.session.refuse(o.packetID) {
+			if o.packetID != 0 && c.session.refuse(c, o.packetID) {
 				c.wake()
 			}
 			continue
@@ -194,7 +195,7 @@ func (c *conn) shorten(p *packet.Publish) (fresh bool) {
 		p.Alias, p.Topic = a, ""
 		return false
 	}
-	if len(c.outAliases) >= int(c.maxAlias) {
+	if len(c.outAliases) >= int(c.maxAlias) || c.outAliasBytes+len(p.Topic) > c.b.limits.aliasBytes() {
 		return false
 	}
 	if c.outAliases == nil {
@@ -202,6 +203,7 @@ func (c *conn) shorten(p *packet.Publish) (fresh bool) {
 	}
 	p.Alias = uint16(len(c.outAliases) + 1)
 	c.outAliases[strings.Clone(p.Topic)] = p.Alias
+	c.outAliasBytes += len(p.Topic)
 	return true
 }
 

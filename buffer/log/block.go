@@ -201,12 +201,8 @@ func parseHeader(p []byte) (h Header, dir []byte, err error) {
 	return h, dir, nil
 }
 
-// parseBlock checks p whole and decodes it. The block owns no byte of p.
-func parseBlock(p []byte, dec *zstd.Decoder) (*Block, error) {
-	h, dir, err := parseHeader(p)
-	if err != nil {
-		return nil, err
-	}
+// checkBody returns the body of the block in p, whose header is h, as it is stored.
+func checkBody(p []byte, h *Header) ([]byte, error) {
 	body := p[headerSize+h.dir:]
 	if len(body) < h.stored {
 		return nil, fmt.Errorf("body is cut: %w", ErrDamaged)
@@ -214,6 +210,19 @@ func parseBlock(p []byte, dec *zstd.Decoder) (*Block, error) {
 	body = body[:h.stored]
 	if bodySum(p[56:60], body) != binary.BigEndian.Uint32(p[60:]) {
 		return nil, fmt.Errorf("body checksum: %w", ErrDamaged)
+	}
+	return body, nil
+}
+
+// parseBlock checks p whole and decodes it. The block owns no byte of p.
+func parseBlock(p []byte, dec *zstd.Decoder) (*Block, error) {
+	h, dir, err := parseHeader(p)
+	if err != nil {
+		return nil, err
+	}
+	body, err := checkBody(p, &h)
+	if err != nil {
+		return nil, err
 	}
 	b := &Block{Header: h, Directory: append([]byte(nil), dir...)}
 	switch h.codec {

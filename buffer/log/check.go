@@ -12,7 +12,6 @@ import (
 	"sort"
 
 	"github.com/klauspost/compress/zstd"
-	"go.etcd.io/bbolt"
 	bolterrors "go.etcd.io/bbolt/errors"
 )
 
@@ -98,14 +97,14 @@ func (l *Log) checkGeneration(g *generation, after, last Seq, yield func(Checked
 	}
 	// Its tree cannot be followed, or another process has it: the blocks can be
 	// found without.
-	found, candidates, serr := l.salvage(g.ID)
+	s, serr := l.salvage(g.ID, last)
 	locked := errors.Is(err, bolterrors.ErrTimeout)
-	made := g.Blocks > 0 || candidates > 0 // else its process died while it made the file
+	made := g.Blocks > 0 || s.candidates > 0 // else its process died while it made the file
 	if made && (!locked || serr != nil) && !yield(Checked{Generation: g.ID, First: after + 1, Err: fmt.Errorf("read %s: %w", g.ID, errors.Join(err, serr))}) {
 		return false, false
 	}
-	for _, first := range slices.Sorted(maps.Keys(found)) {
-		if first > after && first <= last && !yield(l.checked(g.ID, first, found[first])) {
+	for _, first := range slices.Sorted(maps.Keys(s.found)) {
+		if first > after && !yield(l.checked(g.ID, first, s.found[first])) {
 			return false, false
 		}
 	}
@@ -221,9 +220,9 @@ type lookDisk struct{ *files }
 // Open opens a generation, or returns bbolt's ErrTimeout at once if it is locked.
 func (d lookDisk) Open(id GenID) (g Generation, err error) {
 	err = Guard(func() error {
-		db, err := bbolt.Open(d.path(id), 0o600, &bbolt.Options{ReadOnly: true, NoStatistics: true, Timeout: 1})
+		f, err := openFile(d.path(id), 1)
 		if err == nil {
-			g = &file{db: db}
+			g = f
 		}
 		return err
 	})

@@ -130,8 +130,7 @@ func (l *Log) awaitRoom(need int) bool {
 
 // put writes the block to the generation that is being written, or to a new one.
 // A file that failed is never written again: nobody knows what a later sync would
-// make of it; neither is one that cannot grow. Where the disk is full, the file is
-// tried again with the next block.
+// make of it; neither is one that cannot grow, or was full and did not get room.
 func (l *Log) put(b *batch) (GenID, error) {
 	if b.fresh && l.active != nil && l.active.Blocks > 0 {
 		if err := l.seal(); err != nil {
@@ -153,6 +152,11 @@ func (l *Log) put(b *batch) (GenID, error) {
 		}
 		err = fmt.Errorf("write %s: %w", g.ID, err)
 		if NoSpace(err) && (!fileLimit(err) || g.Blocks == 0) {
+			if g.Blocks == 0 { // part of what was not stored may be in it
+				if serr := l.seal(); serr != nil {
+					l.opts.Logger.Error("empty generation could not be removed", "err", serr)
+				}
+			}
 			return GenID{}, err
 		}
 		l.opts.Logger.Error("a generation failed and is written no more", "err", err)

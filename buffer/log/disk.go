@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"go.etcd.io/bbolt"
 )
@@ -124,10 +125,6 @@ func Files(dir string, o FileOptions) (Disk, error) {
 	return f, nil
 }
 
-// maxPageSize is the largest that a site file can ask for, in bytes. The first two
-// pages of a bbolt file are its meta pages.
-const maxPageSize = 64 << 10
-
 const (
 	fileSuffix   = ".db"
 	repairSuffix = ".db.repaired"
@@ -193,13 +190,25 @@ func removeIfThere(path string) error {
 func (f *files) Open(id GenID) (g Generation, err error) {
 	path := f.path(id)
 	err = Guard(func() error {
-		db, err := bbolt.Open(path, 0o600, &bbolt.Options{ReadOnly: true, NoStatistics: true})
+		f, err := openFile(path, 0)
 		if err == nil {
-			g = &file{db: db}
+			g = f
 		}
 		return err
 	})
 	return g, err
+}
+
+// openFile opens a file for reading. timeout is for its lock; 0 waits.
+func openFile(path string, timeout time.Duration) (*file, error) {
+	db, err := bbolt.Open(path, 0o600, &bbolt.Options{ReadOnly: true, NoStatistics: true, Timeout: timeout})
+	if err != nil {
+		return nil, err
+	}
+	if err := checkTree(path, db.Info().PageSize, true); err != nil {
+		return nil, errors.Join(err, db.Close())
+	}
+	return &file{db: db}, nil
 }
 
 func (f *files) Sync(id GenID) error {
@@ -209,8 +218,9 @@ func (f *files) Sync(id GenID) error {
 	}
 	// What a sync has failed for once, no later one writes; it is read all the same
 	// until the page cache forgets it. Of what a commit has written that can only be
-	// bbolt's meta page: it comes last, when the rest is durable.
-	return errors.Join(file.Sync(), forgetCached(file, 4*maxPageSize), file.Close())
+	// bbolt's meta page: it comes last, when the rest is durable. The two meta pages
+	// are written with two more when the file is made, and cached together.
+	return errors.Join(file.Sync(), forgetCached(file, 4*int64(f.opts.PageSize)), file.Close())
 }
 
 func (f *files) Remove(id GenID) error {

@@ -8,12 +8,10 @@
 package log
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -133,11 +131,12 @@ type generation struct {
 	active bool       // written by this process
 	gone   bool       // removed or replaced; closed by its last user
 	healed bool       // repaired once: what is still damaged is passed over
+	whole  bool       // its tree shows every block that is in the file
 }
 
 // Open opens the log on a disk. The generations in sealed are taken as they are
 // described; any other is read through, each block's header and directory being
-// handed to recovered. New records get numbers of the given epoch, which must be
+// handed to recovered, also where the body is lost. New records get numbers of the given epoch, which must be
 // higher than any used before.
 func Open(disk Disk, epoch uint32, sealed map[GenID]Seal, recovered func(GenID, Header, []byte), owner Owner, o Options) (*Log, error) {
 	if o.GenerationBytes == 0 {
@@ -190,18 +189,21 @@ func Open(disk Disk, epoch uint32, sealed map[GenID]Seal, recovered func(GenID, 
 			continue
 		}
 		g := &generation{Seal: Seal{ID: id}}
-		if err := l.recover(g, recovered); err != nil {
+		known, err := l.recover(g, recovered)
+		if err != nil {
 			// Damage must not keep the rest from working. The file stays.
 			o.Logger.Error("generation cannot be read and is left alone", "generation", id.String(), "err", err)
 			continue
 		}
-		l.gens = append(l.gens, g)
-		if g.Blocks == 0 {
+		if !known {
 			// It was made, and nothing committed to it.
 			if err := l.Remove(id); err != nil {
 				return nil, errors.Join(err, l.closeFiles())
 			}
 			continue
+		}
+		if g.Blocks > 0 {
+			l.gens = append(l.gens, g)
 		}
 		if err := owner.Sealed(g.Seal); err != nil { // it never gets another block
 			return nil, errors.Join(fmt.Errorf("seal %s: %w", id, err), l.closeFiles())
@@ -218,77 +220,6 @@ func Open(disk Disk, epoch uint32, sealed map[GenID]Seal, recovered func(GenID, 
 		l.commit()
 	})
 	return l, nil
-}
-
-// recover reads the headers of a generation that was not sealed. What it finds
-// counts as accepted from then on, so it is made durable first: a block whose
-// writer was killed before its sync would be gone after a power cut. A generation
-// that cannot be read is repaired first.
-func (l *Log) recover(g *generation, recovered func(GenID, Header, []byte)) error {
-	if err := l.disk.Sync(g.ID); err != nil {
-		// All that anyone was told of was durable before.
-		l.opts.Logger.Error("generation could not be synced", "generation", g.ID.String(), "err", err)
-	}
-	err := l.readHeaders(g, recovered)
-	if err == nil {
-		return nil
-	}
-	found, err := l.repair(g, err)
-	if err == nil {
-		g.healed = true
-		if len(found) == 0 {
-			return nil
-		}
-		return l.readHeaders(g, recovered)
-	}
-	if len(found) == 0 {
-		return err
-	}
-	// For want of room, say. What is good of it counts nevertheless, or others would
-	// take its place; the reader that comes to it has it repaired.
-	l.opts.Logger.Error("generation could not be repaired yet", "generation", g.ID.String(), "blocks", len(found), "err", err)
-	for _, first := range slices.Sorted(maps.Keys(found)) {
-		if h, dir, err := parseHeader(found[first]); err == nil {
-			g.add(&h, len(found[first]))
-			recovered(g.ID, h, dir)
-		}
-	}
-	return nil
-}
-
-func (l *Log) readHeaders(g *generation, recovered func(GenID, Header, []byte)) (err error) {
-	if g.file, err = l.disk.Open(g.ID); err != nil {
-		return fmt.Errorf("open %s: %w", g.ID, err)
-	}
-	type head struct {
-		Header
-		dir   []byte
-		bytes int
-	}
-	var heads []head
-	err = g.file.Scan(0, func(first Seq, p []byte) bool {
-		h, dir, herr := parseHeader(p)
-		if herr == nil && (h.First != first || h.Class != l.opts.Class) {
-			herr = fmt.Errorf("block %s stands at %s: %w", h.First, first, ErrDamaged)
-		}
-		if herr != nil {
-			err = herr
-			return false
-		}
-		heads = append(heads, head{h, bytes.Clone(dir), len(p)})
-		return true
-	})
-	if err != nil {
-		err = errors.Join(fmt.Errorf("read %s: %w", g.ID, err), g.file.Close())
-		g.file = nil
-		return err
-	}
-	// Only what was read to its end counts.
-	for i := range heads {
-		g.add(&heads[i].Header, heads[i].bytes)
-		recovered(g.ID, heads[i].Header, heads[i].dir)
-	}
-	return nil
 }
 
 // add counts one more block.

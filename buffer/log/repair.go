@@ -2,59 +2,86 @@ package log
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
 )
 
-// salvage finds the whole blocks in a generation's file without trusting
-// anything else that is in it, and returns them as written, by number.
-func (l *Log) salvage(id GenID) (found map[Seq][]byte, candidates int, err error) {
-	found = make(map[Seq][]byte)
+// salvaged is what is left of the blocks in a damaged file, by number.
+type salvaged struct {
+	found      map[Seq][]byte // whole, as written
+	hit        map[Seq]head   // of which only header and directory are whole
+	candidates int            // places where a block may begin
+}
+
+// more reports whether there are whole blocks that are not among heads.
+func (s *salvaged) more(heads []head) bool {
+	n := 0
+	for i := range heads {
+		if _, ok := s.found[heads[i].First]; ok {
+			n++
+		}
+	}
+	return n < len(s.found)
+}
+
+// salvage finds the blocks up to last in a generation's file without trusting
+// anything else that is in it.
+func (l *Log) salvage(id GenID, last Seq) (s salvaged, err error) {
+	s = salvaged{found: make(map[Seq][]byte), hit: make(map[Seq]head)}
 	err = l.disk.Salvage(id, func(p []byte) int {
-		candidates++
-		h, _, err := parseHeader(p)
-		if err != nil || h.First < Seq(id.First) || id.Rev == 0 && h.First.Epoch() != id.Epoch || h.Class != l.opts.Class {
+		s.candidates++
+		h, dir, err := parseHeader(p)
+		switch {
+		case err != nil, h.Class != l.opts.Class, h.First < Seq(id.First), id.Rev == 0 && h.First.Epoch() != id.Epoch:
+			return 1
+		case h.First > last: // void: see Owner.Sealed
 			return 1
 		}
-		if _, err := parseBlock(p, l.dec); err != nil {
+		if _, err := checkBody(p, &h); err != nil {
+			s.hit[h.First] = head{Header: h, dir: bytes.Clone(dir)}
 			return 1
 		}
 		n := headerSize + h.dir + h.stored
-		found[h.First] = bytes.Clone(p[:n])
+		s.found[h.First] = bytes.Clone(p[:n])
 		return n
 	})
-	return found, candidates, err
+	// A commit moves small blocks and leaves the old place as it is.
+	for first := range s.found {
+		delete(s.hit, first)
+	}
+	return s, err
 }
 
 // repair puts what is good of a damaged generation in its place and sets the
-// damaged file aside. It returns the good blocks; with none, the generation is
-// gone. With an error, they are where they were.
-func (l *Log) repair(g *generation, cause error) (found map[Seq][]byte, err error) {
-	found, candidates, err := l.salvage(g.ID)
+// damaged file aside. With no good block, the generation is gone; with an error,
+// all is where it was.
+func (l *Log) repair(g *generation, last Seq, cause error) (s salvaged, err error) {
+	s, err = l.salvage(g.ID, last)
 	switch {
 	case err != nil:
-		return found, fmt.Errorf("salvage %s: %w", g.ID, err)
-	case candidates == 0 && g.Blocks == 0:
+		return s, fmt.Errorf("salvage %s: %w", g.ID, err)
+	case s.candidates == 0 && g.Blocks == 0:
 		// The process died while it made the file: nothing was committed to it.
-		return nil, l.disk.Remove(g.ID)
-	case len(found) == 0:
+		return s, l.disk.Remove(g.ID)
+	case len(s.found) == 0:
 		err = l.disk.SetAside(g.ID)
 	default:
 		err = l.disk.Replace(g.ID, func(yield func(Seq, []byte) bool) {
-			for _, first := range slices.Sorted(maps.Keys(found)) {
-				if !yield(first, found[first]) {
+			for _, first := range slices.Sorted(maps.Keys(s.found)) {
+				if !yield(first, s.found[first]) {
 					return
 				}
 			}
 		})
 	}
 	if err != nil {
-		return found, fmt.Errorf("replace %s: %w", g.ID, err)
+		return s, fmt.Errorf("replace %s: %w", g.ID, err)
 	}
 	l.opts.Logger.Error("generation is damaged; its file was set aside, what is good of it is kept",
-		"generation", g.ID.String(), "blocks", len(found), "err", cause)
-	return found, nil
+		"generation", g.ID.String(), "blocks", len(s.found), "err", cause)
+	return s, nil
 }
 
 // heal repairs a sealed generation that a reader found damaged, once.
@@ -73,7 +100,7 @@ func (l *Log) healHeld(g *generation, cause error) error {
 	if skip { // another reader did it, or it can't be done
 		return nil
 	}
-	found, err := l.repair(g, cause)
+	s, err := l.repair(g, l.lastOf(g), cause)
 	if err != nil {
 		return err
 	}
@@ -82,9 +109,59 @@ func (l *Log) healHeld(g *generation, cause error) error {
 	if i = slices.Index(l.gens, g); i >= 0 {
 		g.gone = true
 		l.gens[i] = &generation{Seal: g.Seal, healed: true}
-		if len(found) == 0 {
+		if len(s.found) == 0 {
 			l.gens = slices.Delete(l.gens, i, i+1)
 		}
 	}
 	return nil
+}
+
+// Recheck counts the blocks of the sealed generations between two numbers, where a
+// reader misses something: damage can hide a block from bbolt, and bbolt has no
+// checksums to notice. It repairs those that show fewer than they hold, and reports
+// whether there were any: then the reader looks again.
+func (l *Log) Recheck(after, before Seq) (repaired bool, err error) {
+	l.mu.Lock()
+	var gens []*generation
+	for _, g := range l.gens {
+		if g.Last > after && Seq(g.ID.First) < before && !g.active && !g.healed && !g.whole {
+			g.users++
+			gens = append(gens, g)
+		}
+	}
+	l.mu.Unlock()
+	for _, g := range gens {
+		damaged, gerr := l.recheck(g)
+		l.release(g)
+		repaired = repaired || damaged
+		err = errors.Join(err, gerr)
+	}
+	return repaired, err
+}
+
+func (l *Log) recheck(g *generation) (damaged bool, err error) {
+	var shown []head
+	f, err := l.file(g)
+	if err == nil {
+		err = f.Scan(0, func(first Seq, p []byte) bool {
+			if h, _, err := parseHeader(p); err == nil && h.First == first && first <= g.Last {
+				shown = append(shown, head{Header: h})
+			}
+			return true
+		})
+	}
+	whole := err == nil && int64(len(shown)) == g.Blocks
+	if err == nil && !whole {
+		// An earlier process may have repaired it.
+		s, serr := l.salvage(g.ID, g.Last)
+		whole = serr == nil && !s.more(shown)
+	}
+	l.mu.Lock()
+	gone := g.gone
+	g.whole = whole
+	l.mu.Unlock()
+	if gone || whole {
+		return false, nil
+	}
+	return true, l.heal(g, errors.Join(err, fmt.Errorf("%d of %d blocks can be reached: %w", len(shown), g.Blocks, ErrDamaged)))
 }

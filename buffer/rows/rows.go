@@ -11,6 +11,8 @@ import (
 	"hash/crc32"
 	"iter"
 	"os"
+	"path/filepath"
+	"slices"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -73,13 +75,21 @@ func Open(path string, buckets []string, o Options) (f *File, err error) {
 		case err != nil: // what bbolt says of the file's bytes
 			return fmt.Errorf("open %s: %v: %w", path, err, log.ErrDamaged)
 		}
+		if err := log.CheckTree(path, f.db.Info().PageSize); err != nil {
+			return fmt.Errorf("read: %w", err)
+		}
 		if err := f.makeBuckets(buckets, o.ReadOnly); err != nil {
 			return fmt.Errorf("read %s: %w", path, err)
 		}
 		if err := f.db.View(func(tx *bbolt.Tx) error { return verify(tx, buckets) }); err != nil {
 			return fmt.Errorf("read %s: %w", path, err)
 		}
-		return nil
+		if o.ReadOnly {
+			return nil
+		}
+		// A file's sync makes its bytes durable and not its name. Whatever an earlier
+		// process made in the folder before it died is covered here too.
+		return log.SyncDir(filepath.Dir(path))
 	})
 	if err != nil {
 		if f.db != nil {
@@ -93,25 +103,27 @@ func Open(path string, buckets []string, o Options) (f *File, err error) {
 // makeBuckets makes the buckets of a new file. In one that has some, none may be
 // missing.
 func (f *File) makeBuckets(buckets []string, readOnly bool) error {
-	check := func(tx *bbolt.Tx) error {
-		isNew := tx.Bucket([]byte(buckets[0])) == nil && !readOnly
+	isNew := false
+	err := f.db.View(func(tx *bbolt.Tx) error {
+		isNew = tx.Bucket([]byte(buckets[0])) == nil && !readOnly
 		for _, name := range buckets {
 			if !isNew && tx.Bucket([]byte(name)) == nil {
 				return fmt.Errorf("bucket %s is missing: %w", name, log.ErrDamaged)
 			}
-			if readOnly {
-				continue
-			}
+		}
+		return nil
+	})
+	if err != nil || !isNew {
+		return err
+	}
+	return f.db.Update(func(tx *bbolt.Tx) error {
+		for _, name := range buckets {
 			if _, err := tx.CreateBucketIfNotExists([]byte(name)); err != nil {
 				return err
 			}
 		}
 		return nil
-	}
-	if readOnly {
-		return f.db.View(check)
-	}
-	return f.db.Update(check)
+	})
 }
 
 // verify checks the checksum that ends each row.
@@ -138,23 +150,12 @@ func Salvage(path string, buckets []string, row func(bucket string, key, value [
 		if err != nil {
 			return err
 		}
-		for _, name := range buckets { // what one of them does to us is not for the others
-			_ = log.Guard(func() error {
-				return db.View(func(tx *bbolt.Tx) error {
-					b := tx.Bucket([]byte(name))
-					if b == nil {
-						return nil
-					}
-					return b.ForEach(func(k, v []byte) error {
-						if sound(name, k, v) {
-							row(name, bytes.Clone(k), bytes.Clone(withoutSum(v)))
-						}
-						return nil
-					})
-				})
-			})
-		}
-		return log.Guard(db.Close)
+		err = log.TreePairs(path, db.Info().PageSize, func(bucket string, k, v []byte) {
+			if slices.Contains(buckets, bucket) && sound(bucket, k, v) {
+				row(bucket, bytes.Clone(k), bytes.Clone(withoutSum(v)))
+			}
+		})
+		return errors.Join(err, log.Guard(db.Close))
 	})
 }
 

@@ -67,7 +67,7 @@ func killUnderLoad(t *testing.T, v packet.Version, times int) {
 	willsDue := map[string]bool{}
 	for round := range times {
 		holder := s.connect(fmt.Sprint("holder", round), will(fmt.Sprint("will/", round), "gone", 1))
-		s.connect(fmt.Sprint("proper", round), will(fmt.Sprint("will/proper ", round), "gone", 1)).leave(0)
+		s.connect(fmt.Sprint("proper", round), will(fmt.Sprint("will/proper", round), "gone", 1)).leave(0)
 		select {
 		case <-time.After(ms(60 + rand.IntN(200))): // the moment is chance
 		case <-ctx.Done():

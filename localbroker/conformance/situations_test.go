@@ -123,6 +123,7 @@ var situations = []struct {
 		s.connect("another").quiet()
 	}},
 	{name: "8 240 takeovers under load", heavy: true, run: (*scene).takeovers},
+	{name: "8 240 takeovers under load, exactly once", heavy: true, run: (*scene).takeoversOnce},
 	{name: "9 a session that has expired delivers nothing", run: func(s *scene) {
 		c, pub := s.connect("c", number(packet.SessionExpiry, 1)), s.connect("pub")
 		c.sub(s.topic("t"), 1)

@@ -6,6 +6,9 @@ const mqtt = require('mqtt')
 const patience = 10000
 const port = Number(process.argv[2])
 const five = process.argv[3] === '5'
+// Where it is not plain MQTT: protocol, path, and the files of ca, cert and key.
+const way = process.env.MQTTJS_WAY ? JSON.parse(process.env.MQTTJS_WAY) : {}
+for (const file of ['ca', 'cert', 'key']) if (way[file]) way[file] = require('fs').readFileSync(way[file])
 let client, messages, waiting
 
 const within = (promise) => Promise.race([promise, new Promise((_, no) => setTimeout(() => no(new Error('nothing came in time')), patience).unref())])
@@ -14,7 +17,7 @@ const peer = {
   connect (o) {
     messages = []
     waiting = null
-    const options = { port, clientId: o.id, clean: !o.keep, protocolVersion: five ? 5 : 4, reconnectPeriod: 0, queueQoSZero: false, resubscribe: false }
+    const options = { ...way, host: 'localhost', port, clientId: o.id, clean: !o.keep, protocolVersion: five ? 5 : 4, reconnectPeriod: 0, queueQoSZero: false, resubscribe: false }
     if (five && o.keep) options.properties = { sessionExpiryInterval: 3600 }
     if (o.will) options.will = o.will
     client = mqtt.connect(options)

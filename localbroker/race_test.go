@@ -1,0 +1,6 @@
+//go:build race
+
+package localbroker
+
+// slower says that the race detector watches.
+const slower = 5
