@@ -346,3 +346,23 @@ func TestExpiredInBetween(t *testing.T) {
 		}
 	})
 }
+
+// A retained message that was deleted stays so, though an older one of its topic had to
+// wait for others of its publisher and is set later.
+func TestDeletedRetainedStays(t *testing.T) {
+	var r retained
+	older, deletion := &Message{Topic: "a", Payload: []byte("1"), stamp: 1}, &Message{Topic: "a", stamp: 2}
+	r.expect()
+	r.expect()
+	r.set(deletion)
+	r.done()
+	r.set(older)
+	r.done()
+	if n, _ := r.count(); n != 0 {
+		t.Error("it is there again")
+	}
+	r.set(&Message{Topic: "a", Payload: []byte("3"), stamp: 3})
+	if n, _ := r.count(); n != 1 || r.gone != nil {
+		t.Errorf("%d messages, and %v is remembered", n, r.gone)
+	}
+}

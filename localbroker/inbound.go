@@ -325,6 +325,9 @@ func (c *conn) releaseNext(m *publish, f *fanout) {
 			c.b.retaining.leave(m.crowd)
 			m.tellReleased()
 		}
+		if m.expected {
+			c.b.retained.done()
+		}
 	}()
 	c.release(m, f)
 }
