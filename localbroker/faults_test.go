@@ -366,3 +366,31 @@ func TestDeletedRetainedStays(t *testing.T) {
 		t.Errorf("%d messages, and %v is remembered", n, r.gone)
 	}
 }
+
+// A session of which it was not stored that it has ended is there again after a restart,
+// with all that it had or not at all.
+func TestSessionEndsAsAWhole(t *testing.T) {
+	onMachine(t, func(r *rig) {
+		short := func(p *packet.Connect) { p.Props = packet.Properties{}.AppendUint(packet.SessionExpiry, 5) }
+		c, _ := r.connect("c", short)
+		c.sub("$share/g/a", "b")
+		time.Sleep(time.Second)
+		r.machine.Break(true) // or a restart would know when the client has left
+		c.nc.Close()
+		time.Sleep(time.Second)
+		r.machine.Break(false)
+		r.publish("b", "1")
+		r.machine.Latency(time.Hour) // so that it takes its time to end
+		for ended := false; !ended; time.Sleep(time.Second) {
+			for _, o := range r.buffer.Outboxes() {
+				ended = ended || o.Ledger().Dropped["ended"] > 0
+			}
+		}
+		time.Sleep(3 * time.Second) // until that is durable
+		r.kill()
+		r.machine.Latency(0)
+		if c, ack := r.connect("c", short); ack.SessionPresent {
+			c.want("b=1 q1")
+		}
+	})
+}

@@ -102,6 +102,10 @@ func (b *Broker) endSession(ctx context.Context, s *session) error {
 func (k *kept) finish(ctx context.Context, shared bool) error {
 	st := k.s.b.options.State
 	if shared {
+		// What is settled from here on is gone: a restart must not bring the session back.
+		if err := st.store(ctx, k.s.change(0, true)); err != nil {
+			return err
+		}
 		if err := k.passOn(ctx); err != nil {
 			return err
 		}
