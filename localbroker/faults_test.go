@@ -394,3 +394,22 @@ func TestSessionEndsAsAWhole(t *testing.T) {
 		}
 	})
 }
+
+// A delayed will is gone as soon as its client is let in again, also if the process dies
+// with that.
+func TestWillIsGoneFirst(t *testing.T) {
+	onMachine(t, func(r *rig) {
+		watcher, _ := r.connect("watcher")
+		watcher.sub("will")
+		c, _ := r.connect("c", gone, delayed)
+		c.nc.Close()
+		synctest.Wait()
+		if _, ack := r.connect("c"); !ack.SessionPresent {
+			t.Fatal("the session is gone")
+		}
+		r.kill()
+		time.Sleep(10 * time.Second)
+		watcher, _ = r.connect("watcher")
+		watcher.nothing()
+	})
+}

@@ -52,7 +52,7 @@ func (b *Broker) giveBackSession(s *session, c *conn) {
 	s.mu.Lock()
 	earlier := s.will
 	s.mu.Unlock()
-	if c.will != nil && earlier != nil { // what was stored of it is gone
+	if earlier != nil { // what was stored of it may be gone
 		b.record(earlier.change(s.id))
 	}
 }
