@@ -413,3 +413,51 @@ func TestWillIsGoneFirst(t *testing.T) {
 		watcher.nothing()
 	})
 }
+
+// A subscription that was to end while the disk was broken is there until its client
+// asks again, and then ends for good.
+func TestUnsubscribeAgain(t *testing.T) {
+	onMachine(t, func(r *rig) {
+		unsubscribe := func(c *wire) {
+			c.send((&packet.Unsubscribe{PacketID: 9, Filters: []string{"a"}}).Append(nil, c.v))
+		}
+		c, _ := r.connect("c")
+		c.sub("a")
+		r.machine.Break(true)
+		unsubscribe(c)
+		c.closed(packet.ImplementationSpecific)
+		time.Sleep(time.Second)
+		r.machine.Break(false)
+		c, _ = r.connect("c")
+		unsubscribe(c)
+		head, body := c.receive()
+		var ack packet.Suback
+		if packet.TypeOf(head) != packet.UNSUBACK || ack.Decode(c.v, packet.UNSUBACK, body) != nil || ack.Reasons[0] != packet.Success {
+			t.Errorf("%v % x", packet.TypeOf(head), body)
+		}
+		r.kill()
+		r.publish("a", "x")
+		c, _ = r.connect("c")
+		c.nothing()
+	})
+}
+
+// A session is there with all that it has until it is stored that it has ended.
+func TestSessionEndsWhenThatIsStored(t *testing.T) {
+	onMachine(t, func(r *rig) {
+		c, _ := r.connect("c", func(p *packet.Connect) { p.Props = packet.Properties{}.AppendUint(packet.SessionExpiry, 5) })
+		c.sub("a")
+		other, _ := r.connect("other") // so that something is written when the disk works again
+		other.sub("a")
+		time.Sleep(time.Second)
+		r.machine.Break(true)
+		c.nc.Close()
+		time.Sleep(time.Minute)
+		r.machine.Break(false)
+		r.publish("a", "1")
+		r.kill()
+		if c, ack := r.connect("c"); ack.SessionPresent {
+			c.want("a=1 q1")
+		}
+	})
+}
