@@ -74,20 +74,19 @@ func (b *Broker) leaveSession(ctx context.Context, s *session, c *conn) {
 }
 
 // endSession ends a session for good. Only the one who has claimed its client id, or
-// its last connection, calls it. With an error, which is logged, it will get nothing
-// more, but it has to be ended again: until it is stored that it has ended, a restart
-// would bring it back.
-func (b *Broker) endSession(ctx context.Context, s *session) error {
+// its last connection, calls it. With an error, which is logged, it has to be ended again.
+// Until it is stored that it has ended, a restart would bring it back, so it is kept as
+// it is.
+func (b *Broker) endSession(ctx context.Context, s *session) (err error) {
 	for filter := range s.subscriptions {
 		share, _ := topic.SplitShared(filter)
 		s.shared = s.shared || share != ""
 	}
-	s.end()
-	if s.kept != nil {
-		if err := s.kept.finish(ctx, s.shared); err != nil {
-			b.log.Error("the end of a session could not be stored", "client", s.id, "err", err)
-			return err
-		}
+	if s.kept == nil {
+		s.end()
+	} else if err = s.kept.finish(ctx, s.shared); err != nil {
+		b.log.Error("the end of a session could not be stored", "client", s.id, "err", err)
+		return err
 	}
 	b.mu.Lock()
 	if b.sessions[s.id] == s {
@@ -101,18 +100,21 @@ func (b *Broker) endSession(ctx context.Context, s *session) error {
 // finish makes it durable that the session has ended, and removes what waits for it.
 func (k *kept) finish(ctx context.Context, shared bool) error {
 	st := k.s.b.options.State
+	end := change{changeEnd, binary.AppendUvarint(appendText(nil, k.s.id), k.id)}
 	if shared {
-		// What is settled from here on is gone: a restart must not bring the session back.
+		// It is over, also after a restart, but what it has is for others first.
 		if err := st.store(ctx, k.s.change(0, true)); err != nil {
 			return err
 		}
+		k.s.end()
 		if err := k.passOn(ctx); err != nil {
 			return err
 		}
 	}
-	if err := st.store(ctx, change{changeEnd, binary.AppendUvarint(appendText(nil, k.s.id), k.id)}); err != nil {
+	if err := st.store(ctx, end); err != nil {
 		return err
 	}
+	k.s.end()
 	k.reading.Lock()
 	k.owner = nil
 	if k.reader != nil {
