@@ -25,7 +25,7 @@ type simClient struct {
 	mayExist bool // the broker may have a session that the client does not know of
 	unclean  bool // an attempt to begin anew is not answered yet
 	got      map[int]int
-	once     map[int]bool // came with QoS 2
+	once     map[int]*simSession // in which it came with QoS 2 last
 
 	// Of its session, on its side.
 	out  []*simFlight           // publishes that are not settled, in order
@@ -98,7 +98,7 @@ const (
 func newSimClient(w *simWorld, i int) *simClient {
 	c := &simClient{
 		w: w, id: fmt.Sprintf("c%d", i), version: packet.V5, keeps: w.dice.IntN(4) > 0,
-		expiry: []uint32{3, 30, 3000}[w.dice.IntN(3)], window: 1 + w.dice.IntN(10), got: make(map[int]int), once: make(map[int]bool),
+		expiry: []uint32{3, 30, 3000}[w.dice.IntN(3)], window: 1 + w.dice.IntN(10), got: make(map[int]int), once: make(map[int]*simSession),
 	}
 	if w.one(2) {
 		c.version = packet.V311
