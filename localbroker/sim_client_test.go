@@ -291,6 +291,7 @@ func (c *simClient) endSession() {
 	if s := c.session; s != nil {
 		c.w.counts[simEnded]++
 		c.w.endShares(s)
+		c.w.drops += max(s.drops, s.ledger)
 		s.end()
 	}
 	c.session = nil

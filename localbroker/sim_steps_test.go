@@ -359,14 +359,16 @@ func (w *simWorld) checkGroups() {
 	}
 }
 
-// dropped is how many messages there was no room for.
-func (w *simWorld) dropped() (n uint64) {
+// dropped is how many messages there was no room for, also in sessions that have ended.
+func (w *simWorld) dropped() uint64 {
+	n := w.drops
 	for _, c := range w.clients {
 		if c.session != nil {
 			n += max(c.session.drops, c.session.ledger)
 		}
 	}
-	return n
+	l := w.buffer.Stats().Ledger
+	return max(n, l.Dropped["oldest"]+l.Dropped["full"])
 }
 
 // lookRetained is what a new subscriber gets, by topic. Wills are left out, because

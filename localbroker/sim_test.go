@@ -184,6 +184,7 @@ type simWorld struct {
 	wills     []*simWill
 	groups    map[string]*simGroup
 	shares    []*simGrant // of all shared subscriptions there ever were
+	drops     uint64      // of sessions that have ended
 	counts    simCounts
 }
 
