@@ -45,7 +45,6 @@ type simClient struct {
 	manner    simManner
 	incoming  map[uint16]byte // packet identifiers that the broker has in use, with their QoS
 	aliases   map[uint16]string
-	will      *simWill
 	drained   time.Time // when nothing was under way to it
 }
 
@@ -321,7 +320,7 @@ func (c *simClient) disconnect() {
 	}
 	w.note("%s disconnects, with will %t", c.id, withWill)
 	failures := w.machine.Failures()
-	idle := len(c.out) == 0
+	idle := len(c.out)+len(c.ops) == 0 // what fails before the goodbye ends the connection
 	c.link.write(p.Append(nil, c.version, packet.DISCONNECT))
 	if w.settle(); w.one(2) {
 		time.Sleep(200 * time.Millisecond)
