@@ -216,7 +216,7 @@ func (b *Buffer) recover(disks [NumClasses]log.Disk, o Options) error {
 		sealed[class] = make(map[log.GenID]log.Seal)
 		b.chains[class] = &chain{
 			buffer: b, class: class,
-			receipts: make(chan []*pending, 8),
+			receipts: make(chan ended, 8),
 			outboxes: make(map[uint32]*Outbox),
 			gens:     make(map[log.GenID]*generation),
 		}
@@ -448,7 +448,9 @@ func (b *Buffer) Append(ctx context.Context, class Class, m *Message, r Receipt)
 		return fmt.Errorf("append to class %s: message has no destination", class)
 	}
 	c := b.chains[class]
-	c.appends.Add(1)
+	if !c.tried.Load() {
+		c.tried.Store(true)
+	}
 	if c.full.Load() && !m.own() {
 		c.rejected.Add(1)
 		b.kickFlusher()
@@ -528,6 +530,7 @@ type Stats struct {
 	Ledger      Ledger
 	Classes     [NumClasses]ClassStats
 	Generations int
+	Blocks      int64 // in them; each was a commit
 	Bytes       int64 // of blocks, as written
 	DiskBytes   int64 // of the files that hold them
 }
@@ -552,6 +555,7 @@ func (b *Buffer) Stats() Stats {
 		s.Ledger.Add(s.Classes[class].Ledger)
 		for _, g := range c.log.Generations() {
 			s.Generations++
+			s.Blocks += g.Blocks
 			s.Bytes += g.Bytes
 			s.DiskBytes += g.DiskBytes
 		}

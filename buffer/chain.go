@@ -15,14 +15,14 @@ type chain struct {
 	buffer   *Buffer
 	class    Class
 	log      *log.Log
-	receipts chan []*pending // of committed and failed appends, in order
+	receipts chan ended // commits, in order
 
 	nameless []uint32 // outboxes that were removed, while the chain is opened
 
 	numbering sync.Mutex // makes numbers rise in the order of the appends
 
 	rejected atomic.Uint64 // appends that failed
-	appends  atomic.Int64  // since room was last made
+	tried    atomic.Bool   // something was appended since room was last made
 	full     atomic.Bool   // appends are refused
 
 	// Of the goroutine that writes directories.
@@ -37,6 +37,12 @@ type chain struct {
 	gens     map[log.GenID]*generation
 	starving starving
 	retired  retired
+}
+
+// ended is a commit whose receipts are to be told.
+type ended struct {
+	appends []*pending
+	told    chan struct{} // closed when they are
 }
 
 // starving is a commit that waits for room.
@@ -154,7 +160,7 @@ func (c *chain) Directory(dst []byte, entries []log.Entry, fresh, again bool) []
 
 // Committed hands a durable block's copies to their outboxes, and tells everyone
 // who waits.
-func (c *chain) Committed(b *log.Block, id log.GenID, entries []log.Entry, err error) {
+func (c *chain) Committed(b *log.Block, id log.GenID, entries []log.Entry, err error) <-chan struct{} {
 	reason := err
 	if log.NoSpace(err) {
 		reason = ErrFull
@@ -172,7 +178,9 @@ func (c *chain) Committed(b *log.Block, id log.GenID, entries []log.Entry, err e
 		c.rejected.Add(uint64(len(entries)))
 		c.buffer.logger.Error("messages could not be stored", "class", c.class.String(), "count", len(entries), "err", err)
 	}
-	c.receipts <- done
+	told := make(chan struct{})
+	c.receipts <- ended{done, told}
+	return told
 }
 
 func (c *chain) accept(b *log.Block, id log.GenID) {
@@ -276,8 +284,8 @@ func (c *chain) roomMade(over bool) {
 
 // notify tells receipts how their appends ended, in the order of the commits.
 func (c *chain) notify() {
-	for done := range c.receipts {
-		for _, p := range done {
+	for e := range c.receipts {
+		for _, p := range e.appends {
 			p.receipt.Stored(p.err)
 			clear(p.outboxes)
 			*p = pending{record: p.record[:0], outboxes: p.outboxes[:0]}
@@ -285,6 +293,7 @@ func (c *chain) notify() {
 				pendings.Put(p)
 			}
 		}
+		close(e.told)
 	}
 }
 

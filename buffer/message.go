@@ -266,12 +266,17 @@ func parseRecord(rec []byte, outbox uint32, nth int, committed time.Time, out *D
 	default:
 		props = append(props, copyProps...) // cap ends at len: a new slice
 	}
-	out.Topic = string(topic)
+	if string(topic) != out.Topic { // else out was used before, for one with the same topic
+		out.Topic = string(topic)
+	}
 	out.Payload = d.p
 	out.Props = props
 	out.QoS = copyFlags & flagQoS
 	out.Retain = copyFlags&flagRetain != 0
-	out.Enqueued = committed.Add(-time.Duration(age) * time.Millisecond)
+	out.Enqueued = committed
+	if age > 0 {
+		out.Enqueued = committed.Add(-time.Duration(age) * time.Millisecond)
+	}
 	out.Expiry = time.Duration(expiry) * time.Millisecond
 	return copies, nil
 }

@@ -13,8 +13,12 @@ func (l *Log) keep(b *Block) {
 	l.cached += b.Size()
 	n := 0
 	for l.cached > l.opts.CacheBytes && n < len(l.cache)-1 {
-		l.cached -= l.cache[n].Size()
-		l.floor = l.cache[n].First
+		old := l.cache[n]
+		l.cached -= old.Size()
+		l.floor = old.First
+		if !old.lent { // what is stored while nobody reads makes no garbage
+			l.spare = old.body
+		}
 		n++
 	}
 	if n > 0 {
@@ -22,6 +26,18 @@ func (l *Log) keep(b *Block) {
 		clear(l.cache[rest:])
 		l.cache = l.cache[:rest]
 	}
+}
+
+// room returns an empty slice for a body of so many bytes.
+func (l *Log) room(size int) []byte {
+	l.mu.Lock()
+	spare := l.spare
+	l.spare = nil
+	l.mu.Unlock()
+	if cap(spare) >= size && cap(spare)/2 <= size {
+		return spare[:0]
+	}
+	return make([]byte, 0, size)
 }
 
 // After returns the first block that begins above a number and whose header and
@@ -65,6 +81,7 @@ func (l *Log) find(after Seq, want func(*Header, []byte) bool) (*Block, *generat
 		i := sort.Search(len(l.cache), func(i int) bool { return l.cache[i].First > after })
 		for ; i < len(l.cache); i++ {
 			if b := l.cache[i]; want(&b.Header, b.Directory) {
+				b.lent = true
 				return b, nil
 			}
 		}

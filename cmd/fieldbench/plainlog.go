@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"syscall"
 	"time"
@@ -30,6 +31,7 @@ type plainLog struct {
 	closed  bool
 	last    int           // segment that is written
 	ends    map[int]int64 // durable bytes of each segment
+	written int64         // commits
 
 	// Of the reader.
 	segment int
@@ -88,8 +90,10 @@ func (l *plainLog) kick() {
 func (l *plainLog) commit() {
 	var batch []plainEntry
 	var buf []byte
+	var until time.Time
 	for range l.wake {
 		for {
+			l.gather(until)
 			l.mu.Lock()
 			batch, l.waiting = l.waiting, batch[:0]
 			closed := l.closed
@@ -106,10 +110,25 @@ func (l *plainLog) commit() {
 				buf = binary.BigEndian.AppendUint32(buf, crc32.Checksum(e.payload, castagnoli))
 				buf = append(buf, e.payload...)
 			}
+			began := time.Now()
 			err := l.write(buf)
+			until = time.Now()
+			until = until.Add(until.Sub(began))
 			for _, e := range batch {
 				e.receipt.Stored(err)
 			}
+		}
+	}
+}
+
+// gather lets those come back who have just been told, as the buffer does.
+func (l *plainLog) gather(until time.Time) {
+	for seen, same := -1, 0; same < 2 && time.Now().Before(until); runtime.Gosched() {
+		l.mu.Lock()
+		n := len(l.waiting)
+		l.mu.Unlock()
+		if same++; n != seen {
+			seen, same = n, 0
 		}
 	}
 }
@@ -137,8 +156,15 @@ func (l *plainLog) write(p []byte) error {
 	l.size += int64(len(p))
 	l.mu.Lock()
 	l.ends[l.last] = l.size
+	l.written++
 	l.mu.Unlock()
 	return nil
+}
+
+func (l *plainLog) commits() int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.written
 }
 
 // next takes up to take messages and checks them.
