@@ -170,8 +170,8 @@ func (f *files) create(path string) (*file, error) {
 		NoFreelistSync: true, // else the list is rewritten with each commit
 		FreelistType:   bbolt.FreelistMapType,
 		NoStatistics:   true,
-		// A write makes the file longer and the sync tells of it (in Linux since 3.7;
-		// bbolt is about older ones). In steps it would cost a sync each.
+		// Where the length that lengthen gives does not do, a write makes the file longer
+		// and the sync tells of it (in Linux since 3.7; bbolt is about older ones).
 		NoGrowSync: true,
 		// Growing the map waits for every open reader.
 		InitialMmapSize: int(2 * f.opts.GenerationBytes),
@@ -187,7 +187,22 @@ func (f *files) create(path string) (*file, error) {
 	}
 	db.NoSync = true // Put syncs, once
 	g.db = db
+	if err := g.lengthen(f.opts.GenerationBytes + f.opts.GenerationBytes/8); err != nil {
+		return nil, errors.Join(err, g.Close(), removeIfThere(path))
+	}
 	return g, nil
+}
+
+// lengthen gives a new file its length at once, as far as it may grow: a sync that
+// has a new length to tell of takes a third longer. What is not written takes no room.
+func (g *file) lengthen(size int64) error {
+	if fi, err := g.writing.Stat(); err != nil || fi.Size() >= size {
+		return err
+	}
+	if err := g.writing.Truncate(size); err != nil {
+		return nil // it grows as it is written
+	}
+	return g.writing.Sync()
 }
 
 func removeIfThere(path string) error {
