@@ -492,24 +492,27 @@ func (c *chain) appendNumbered(ctx context.Context, m *Message, r Receipt) error
 }
 
 func (c *chain) append(ctx context.Context, m *Message, r Receipt) error {
-	b, class := c.buffer, c.class
-	p := pendings.Get().(*pending)
-	p.receipt = r
 	for i := range m.Copies {
-		if of := m.Copies[i].Outbox.class; of != class {
-			return fmt.Errorf("append to class %s: a copy is for an outbox of class %s", class, of)
+		if of := m.Copies[i].Outbox.class; of != c.class {
+			return fmt.Errorf("append to class %s: a copy is for an outbox of class %s", c.class, of)
 		}
-		p.outboxes = append(p.outboxes, m.Copies[i].Outbox)
 	}
 	age := time.Duration(0)
 	if !m.Enqueued.IsZero() {
-		age = max(b.clock.raw.Now().Sub(m.Enqueued), 0)
+		age = max(c.buffer.clock.raw.Now().Sub(m.Enqueued), 0)
 	}
-	p.record = appendRecord(p.record[:0], m, age)
+	p := pending{receipt: r}
 	if m.Expiry > 0 {
 		p.lasts = uint64(max((m.Expiry - age).Milliseconds(), 1))
 	}
-	err := c.log.Append(ctx, log.Entry{Data: p.record, Urgent: m.Urgent, Tag: p})
+	err := c.log.Append(ctx, recordSize(m, age), m.Urgent, func(batch any, dst []byte) []byte {
+		a := batch.(*appends)
+		a.list = append(a.list, p)
+		for i := range m.Copies {
+			a.outboxes = append(a.outboxes, m.Copies[i].Outbox)
+		}
+		return appendRecord(dst, m, age)
+	})
 	switch {
 	case errors.Is(err, log.ErrClosed):
 		return ErrClosed

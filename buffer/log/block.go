@@ -97,7 +97,8 @@ type Block struct {
 	Directory []byte // the owner's bytes
 	body      []byte // decoded
 
-	lent bool // someone else may have it; guarded by Log.mu
+	mem  []byte // where they lie, if they are the log's own; nil for a block from its file
+	lent bool   // someone else may have it; guarded by Log.mu
 }
 
 // Records yields each record's number and bytes; the bytes are valid for as
@@ -128,7 +129,7 @@ func (b *Block) recordAt(off int) ([]byte, int) {
 	return b.body[start:end:end], end
 }
 
-// Size is the memory the block holds.
+// Size is the bytes of the directory and of the records.
 func (b *Block) Size() int { return len(b.Directory) + len(b.body) }
 
 // appendBlock encodes b after dst. enc is nil for no compression.
@@ -148,20 +149,25 @@ func appendBlock(dst []byte, b *Block, enc *zstd.Encoder) []byte {
 	if codec == codecNone {
 		dst = append(dst, b.body...)
 	}
-	h := dst[start:]
+	b.putHeader(dst[start:], codec, dst[bodyAt:])
+	return dst
+}
+
+// putHeader writes the header of a block whose body is stored, to which the directory
+// belongs that b has.
+func (b *Block) putHeader(h []byte, codec byte, stored []byte) {
 	copy(h, magic)
 	h[4], h[5], h[6], h[7] = blockVersion, b.Class, codec, 0
 	binary.BigEndian.PutUint64(h[8:], uint64(b.First))
 	binary.BigEndian.PutUint32(h[16:], uint32(b.Count))
 	binary.BigEndian.PutUint32(h[20:], uint32(len(b.Directory)))
-	binary.BigEndian.PutUint32(h[24:], uint32(len(dst)-bodyAt))
+	binary.BigEndian.PutUint32(h[24:], uint32(len(stored)))
 	binary.BigEndian.PutUint32(h[28:], uint32(len(b.body)))
 	binary.BigEndian.PutUint64(h[32:], uint64(b.Wall.UnixMilli()))
 	binary.BigEndian.PutUint64(h[40:], uint64(b.Uptime))
 	binary.BigEndian.PutUint64(h[48:], b.Boot)
 	binary.BigEndian.PutUint32(h[56:], headerSum(h[:56], b.Directory))
-	binary.BigEndian.PutUint32(h[60:], bodySum(h[56:60], dst[bodyAt:]))
-	return dst
+	binary.BigEndian.PutUint32(h[60:], bodySum(h[56:60], stored))
 }
 
 // compress appends body to dst as one frame, or a large one as two, which are made

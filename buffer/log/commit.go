@@ -1,20 +1,22 @@
 package log
 
 import (
+	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"time"
 )
 
-// batch is the entries of one commit on their way from the encoder to the
+// batch is the records of one commit on their way from the encoder to the
 // committer. Two exist: one is encoded while the other is synced.
 type batch struct {
-	entries []Entry
-	block   *Block
-	bytes   []byte // of the block
-	fresh   bool   // begins a generation
+	*chunk
+	block  *Block
+	bytes  []byte // of the block
+	packed []byte // where those go if they are not in the chunk
+	dir    []byte // where the owner writes the directory
+	fresh  bool   // begins a generation
 }
 
 // ending is how a commit ended.
@@ -36,13 +38,11 @@ func (l *Log) encode(next Seq) {
 	filled := int64(0) // bytes in the generation, with those of the block before
 	for i, spare := 0, [2]batch{}; ; i ^= 1 {
 		b := &spare[i]
-		clear(b.entries)
 		last := l.queue.awaitWhole(l.ended)
 		if last != nil {
 			l.queue.gather(last.told, last.at.Add(min(last.took, maxGather)))
 		}
-		b.entries = l.queue.take(b.entries[:0], l.opts.Linger)
-		if len(b.entries) == 0 {
+		if b.chunk = l.queue.take(l.opts.Linger); b.chunk == nil {
 			return
 		}
 		if last != nil {
@@ -62,32 +62,35 @@ func (l *Log) encode(next Seq) {
 			filled = 0
 		}
 		filled += int64(len(b.bytes))
-		next += Seq(len(b.entries))
+		next += Seq(b.n)
 		l.blocks <- b
 	}
 }
 
 // pack makes the block of a batch.
 func (l *Log) pack(b *batch, first Seq, again bool) {
-	size := 0
-	for i := range b.entries {
-		size += len(b.entries[i].Data) + binary.MaxVarintLen32
-	}
-	body := l.room(size) // the block keeps it
-	for i := range b.entries {
-		body = binary.AppendUvarint(body, uint64(len(b.entries[i].Data)))
-		body = append(body, b.entries[i].Data...)
-	}
 	up, boot := l.opts.Clock.Uptime()
 	b.block = &Block{
 		Header: Header{
-			First: first, Count: len(b.entries), Class: l.opts.Class,
+			First: first, Count: b.n, Class: l.opts.Class,
 			Wall: l.opts.Clock.Now(), Uptime: up, Boot: boot,
 		},
-		Directory: l.owner.Directory(nil, b.entries, b.fresh, again),
-		body:      body,
+		mem: b.buf, body: b.buf[headRoom:],
 	}
-	b.bytes = appendBlock(b.bytes[:0], b.block, l.enc)
+	b.dir = l.owner.Directory(b.dir[:0], b.batch, b.fresh, again)
+	at := headRoom - len(b.dir) - headerSize
+	if at >= 0 {
+		b.block.Directory = append(b.buf[at+headerSize:at+headerSize:headRoom], b.dir...)
+	} else {
+		b.block.Directory = bytes.Clone(b.dir)
+	}
+	if l.enc == nil && at >= 0 {
+		b.bytes = b.buf[at:]
+		b.block.putHeader(b.bytes, codecNone, b.block.body)
+		return
+	}
+	b.packed = appendBlock(b.packed[:0], b.block, l.enc)
+	b.bytes = b.packed
 }
 
 // commit is the goroutine that makes blocks durable, one after the other, and
@@ -106,7 +109,7 @@ func (l *Log) commit() {
 			id, err := l.store(b)
 			e := &ending{err: err, at: time.Now()}
 			e.took = e.at.Sub(began)
-			e.told = l.owner.Committed(b.block, id, b.entries, err)
+			e.told = l.owner.Committed(b.block, id, b.batch, err)
 			if err == nil && !b.fresh && Seq(id.First) == b.block.First {
 				e.err = errAnew
 			}

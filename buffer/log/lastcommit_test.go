@@ -249,11 +249,13 @@ func TestDamagedNotCut(t *testing.T) {
 // plainOwner is an owner to whom the records mean nothing.
 type plainOwner struct{ noOwner }
 
-func (plainOwner) Directory(dst []byte, _ []Entry, _, _ bool) []byte { return dst }
+func (plainOwner) NewBatch() any { return new([]chan error) }
 
-func (plainOwner) Committed(_ *Block, _ GenID, entries []Entry, err error) <-chan struct{} {
-	for _, e := range entries {
-		e.Tag.(chan error) <- err
+func (plainOwner) Directory(dst []byte, _ any, _, _ bool) []byte { return dst }
+
+func (plainOwner) Committed(_ *Block, _ GenID, batch any, err error) <-chan struct{} {
+	for _, c := range *batch.(*[]chan error) {
+		c <- err
 	}
 	told := make(chan struct{})
 	close(told)
@@ -276,7 +278,12 @@ func TestDamagedWhileOpen(t *testing.T) {
 	const n = 10
 	for range n {
 		stored := make(chan error, 1)
-		if err := l.Append(t.Context(), Entry{Data: make([]byte, 5000), Urgent: true, Tag: stored}); err != nil {
+		err := l.Append(t.Context(), 5000, true, func(batch any, dst []byte) []byte {
+			stores := batch.(*[]chan error)
+			*stores = append(*stores, stored)
+			return append(dst, make([]byte, 5000)...)
+		})
+		if err != nil {
 			t.Fatal(err)
 		}
 		if err := <-stored; err != nil {

@@ -42,27 +42,22 @@ type Options struct {
 	Logger          *slog.Logger  // nil discards
 }
 
-// An Entry is one record on its way into the log.
-type Entry struct {
-	Data   []byte // not kept after the owner's Committed
-	Urgent bool   // commit at once, with whatever is waiting
-	Tag    any    // the owner's
-}
-
 // Owner is what stands above a log and knows what the records mean. Directory is
 // called by one goroutine, the other methods by another; none may call the log.
 type Owner interface {
-	// Directory appends to dst the owner's bytes for the block that is made of
-	// these entries; fresh says that the block begins a generation. After a failed
+	// NewBatch makes what the owner has to the records of a block: it comes along with
+	// each of them in Append. It is called by many goroutines.
+	NewBatch() any
+	// Directory appends to dst the owner's bytes for the block of a batch; fresh says
+	// that the block begins a generation. After a failed
 	// commit it is called again for the block that came after: what it gave out
 	// since the last good commit is void, and again says so.
-	Directory(dst []byte, entries []Entry, fresh, again bool) []byte
+	Directory(dst []byte, batch any, fresh, again bool) []byte
 	// Committed says that a block is durable, or not. After an error for which
 	// NoSpace says yes it never will be; after another, it may show up when the log
 	// is opened again, and until then nothing is written in its place. The channel
-	// is closed when those who appended the entries have been told: they may append
-	// again at once.
-	Committed(b *Block, gen GenID, entries []Entry, err error) (told <-chan struct{})
+	// is closed when those who appended have been told: they may append again at once.
+	Committed(b *Block, gen GenID, batch any, err error) (told <-chan struct{})
 	// MakeRoom says that the disk has no room for a commit that needs so many
 	// bytes. When the channel is closed, the commit is tried once more. Generations
 	// may be removed until then, and Rotate be called.
@@ -122,7 +117,7 @@ type Log struct {
 	cache  []*Block      // the newest blocks, without a gap
 	cached int           // bytes in cache
 	floor  Seq           // every block that begins above floor is in cache
-	spare  []byte        // the body of a block that has left the cache, for a new one; or nil
+	spare  []byte        // of a block that has left the cache, for a new one; or nil
 }
 
 // generation is a file and what is known of it. Its fields are guarded by
@@ -216,7 +211,7 @@ func Open(disk Disk, epoch uint32, sealed map[GenID]Seal, recovered func(GenID, 
 	if n := len(l.gens); n > 0 {
 		l.floor = l.gens[n-1].Last
 	}
-	l.queue.init(o.QueueBytes, o.BlockRecords, o.BlockBytes)
+	l.queue.init(o.QueueBytes, o.BlockRecords, o.BlockBytes, l.newChunk)
 	l.ended <- &ending{}
 	l.done.Go(func() { l.encode(FirstOf(epoch)) })
 	l.done.Go(func() {
@@ -238,14 +233,17 @@ func (g *generation) add(h *Header, bytes int) {
 	g.Bytes += int64(bytes)
 }
 
-// Append queues a record for the next commit; the owner's Committed says what
-// became of it. It blocks only while Options.QueueBytes are waiting, until ctx
-// ends. Entries are committed in the order of the calls.
-func (l *Log) Append(ctx context.Context, e Entry) error {
-	if len(e.Data) > maxBody/2 {
+// Append queues a record of about so many bytes for the next commit, or, if it is
+// urgent, for one that does not linger; the owner's Committed says what became of it.
+// write appends the record to dst, and to the batch what belongs to it; it is called
+// before Append returns, one record after the other, and must not call the log. Append
+// blocks only while Options.QueueBytes are waiting, until ctx ends. Records are
+// committed in the order in which they are written.
+func (l *Log) Append(ctx context.Context, size int, urgent bool, write func(batch any, dst []byte) []byte) error {
+	if size > maxBody/2 {
 		return ErrTooLarge
 	}
-	return l.queue.push(ctx, e)
+	return l.queue.push(ctx, size, urgent, write)
 }
 
 // Remove deletes a sealed generation. After an error it can be called again.

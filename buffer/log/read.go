@@ -10,14 +10,14 @@ import (
 // size. l.mu is held.
 func (l *Log) keep(b *Block) {
 	l.cache = append(l.cache, b)
-	l.cached += b.Size()
+	l.cached += cap(b.mem)
 	n := 0
 	for l.cached > l.opts.CacheBytes && n < len(l.cache)-1 {
 		old := l.cache[n]
-		l.cached -= old.Size()
+		l.cached -= cap(old.mem)
 		l.floor = old.First
 		if !old.lent { // what is stored while nobody reads makes no garbage
-			l.spare = old.body
+			l.spare = old.mem
 		}
 		n++
 	}
@@ -28,16 +28,17 @@ func (l *Log) keep(b *Block) {
 	}
 }
 
-// room returns an empty slice for a body of so many bytes.
-func (l *Log) room(size int) []byte {
+// newChunk makes a chunk with room for so many bytes of records.
+func (l *Log) newChunk(size int) *chunk {
+	size += headRoom
 	l.mu.Lock()
-	spare := l.spare
+	buf := l.spare
 	l.spare = nil
 	l.mu.Unlock()
-	if cap(spare) >= size && cap(spare)/2 <= size {
-		return spare[:0]
+	if cap(buf) < size || cap(buf)/4 > size {
+		buf = make([]byte, 0, size)
 	}
-	return make([]byte, 0, size)
+	return &chunk{buf: buf[:headRoom], batch: l.owner.NewBatch()}
 }
 
 // After returns the first block that begins above a number and whose header and

@@ -100,9 +100,9 @@ the limits that the project has set itself; it exits with 1 if one is missed.
 
 Rates are ratios to a plain segmented log that writes and syncs what waits (write
 and fdatasync, segments of 32 MiB), measured in turns with the buffer: each ratio
-is of two turns that follow one another, and the median counts. Both gather those
-who come back when a commit has answered them, so that both have about as many
-messages in a commit. Bytes written are what the process hands to write(2).
+is of two turns that follow one another, and the median counts. The log takes what
+waits when the disk is free; the buffer lets those come back first whom the commit
+before has answered. Bytes written are what the process hands to write(2).
 
 The parts, each of which can be had alone with --part:
 

@@ -7,7 +7,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"runtime"
 	"sync"
 	"syscall"
 	"time"
@@ -90,10 +89,8 @@ func (l *plainLog) kick() {
 func (l *plainLog) commit() {
 	var batch []plainEntry
 	var buf []byte
-	var until time.Time
 	for range l.wake {
 		for {
-			l.gather(until)
 			l.mu.Lock()
 			batch, l.waiting = l.waiting, batch[:0]
 			closed := l.closed
@@ -110,25 +107,10 @@ func (l *plainLog) commit() {
 				buf = binary.BigEndian.AppendUint32(buf, crc32.Checksum(e.payload, castagnoli))
 				buf = append(buf, e.payload...)
 			}
-			began := time.Now()
 			err := l.write(buf)
-			until = time.Now()
-			until = until.Add(until.Sub(began))
 			for _, e := range batch {
 				e.receipt.Stored(err)
 			}
-		}
-	}
-}
-
-// gather lets those come back who have just been told, as the buffer does.
-func (l *plainLog) gather(until time.Time) {
-	for seen, same := -1, 0; same < 2 && time.Now().Before(until); runtime.Gosched() {
-		l.mu.Lock()
-		n := len(l.waiting)
-		l.mu.Unlock()
-		if same++; n != seen {
-			seen, same = n, 0
 		}
 	}
 }
