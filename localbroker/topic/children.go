@@ -7,93 +7,113 @@ import (
 	"strings"
 )
 
-// children are the nodes below a node, by level. Most nodes have few, and those
-// lie in one piece of memory: with a million filters, how much memory a search
-// touches is how long it takes.
+// children are the nodes below a node, by level: a hash table with linear probing,
+// at most three quarters full. With a million filters, a search takes as long as it
+// waits for memory; so all it needs to find the next node lies in one place.
 type children[N any] struct {
-	few  []child[N]
-	many map[string]*N // in place of few once it is too long
+	table []child[N] // its length is a power of two, or 0
+	n     int
 }
 
+// child is a place in the table; it is free if node is nil.
 type child[N any] struct {
-	level string
-	node  *N
+	key  levelKey
+	long *string // the level, if key does not hold all of it
+	node *N
 }
 
-const maxFew = 8
+// levelKey is a level's first bytes, and its length or keyBytes+1 if that is more.
+type levelKey [keyBytes + 1]byte
 
-func (c *children[N]) len() int { return len(c.few) + len(c.many) }
+const keyBytes = 15
+
+func keyOf(level string) (k levelKey) {
+	k[keyBytes] = byte(min(copy(k[:keyBytes], level)+max(len(level)-keyBytes, 0), keyBytes+1))
+	return k
+}
+
+func (c *child[N]) level() string {
+	if c.long != nil {
+		return *c.long
+	}
+	return string(c.key[:c.key[keyBytes]])
+}
+
+var levelSeed = maphash.MakeSeed()
+
+// find returns the place of a level, or the one where it is to be put, or -1 where
+// there is none.
+func (c *children[N]) find(level string) int {
+	if len(c.table) == 0 {
+		return -1
+	}
+	mask := len(c.table) - 1
+	key := keyOf(level)
+	for i := int(maphash.String(levelSeed, level)) & mask; ; i = (i + 1) & mask {
+		p := &c.table[i]
+		if p.node == nil || p.key == key && (p.long == nil || *p.long == level) {
+			return i
+		}
+	}
+}
 
 // get returns the node of a level, or nil.
 func (c *children[N]) get(level string) *N {
-	if c.many != nil {
-		return c.many[level]
-	}
-	for i := range c.few {
-		if c.few[i].level == level {
-			return c.few[i].node
-		}
+	if i := c.find(level); i >= 0 {
+		return c.table[i].node
 	}
 	return nil
 }
 
 // put adds the node of a level that has none.
 func (c *children[N]) put(level string, n *N) {
-	if c.many == nil && len(c.few) < maxFew {
-		c.few = append(c.few, child[N]{level, n})
-		return
-	}
-	if c.many == nil {
-		c.many = make(map[string]*N, 2*maxFew)
-		for _, f := range c.few {
-			c.many[f.level] = f.node
+	if 4*(c.n+1) > 3*len(c.table) {
+		old := c.table
+		c.table = make([]child[N], max(2, 2*len(old)))
+		for i := range old {
+			if p := &old[i]; p.node != nil {
+				c.table[c.find(p.level())] = *p
+			}
 		}
-		c.few = nil
 	}
-	c.many[level] = n
+	p := child[N]{key: keyOf(level), node: n}
+	if len(level) > keyBytes {
+		p.long = new(string)
+		*p.long = strings.Clone(level)
+	}
+	c.table[c.find(level)] = p
+	c.n++
 }
 
+// remove takes a level out, and puts those behind it back to where a search for them
+// finds them.
 func (c *children[N]) remove(level string) {
-	if c.many != nil {
-		delete(c.many, level)
+	i := c.find(level)
+	if i < 0 || c.table[i].node == nil {
 		return
 	}
-	c.few = slices.DeleteFunc(c.few, func(f child[N]) bool { return f.level == level })
+	c.n--
+	if c.n == 0 {
+		c.table = nil
+		return
+	}
+	c.table[i] = child[N]{}
+	mask := len(c.table) - 1
+	for j := (i + 1) & mask; c.table[j].node != nil; j = (j + 1) & mask {
+		p := c.table[j]
+		c.table[j] = child[N]{}
+		c.table[c.find(p.level())] = p
+	}
 }
 
 func (c *children[N]) all() iter.Seq2[string, *N] {
 	return func(yield func(string, *N) bool) {
-		for _, f := range c.few {
-			if !yield(f.level, f.node) {
-				return
-			}
-		}
-		for level, n := range c.many {
-			if !yield(level, n) {
+		for i := range c.table {
+			if p := &c.table[i]; p.node != nil && !yield(p.level(), p.node) {
 				return
 			}
 		}
 	}
-}
-
-// levels lets the names of levels that come again and again, such as a data type,
-// be in memory but a few times.
-type levels struct {
-	recent *[256]string // by hash
-}
-
-var levelSeed = maphash.MakeSeed()
-
-// own returns a copy of a level's name that nobody changes.
-func (l *levels) own(level string) string {
-	if l.recent == nil {
-		l.recent = new([256]string)
-	}
-	known := &l.recent[maphash.String(levelSeed, level)%uint64(len(l.recent))]
-	if *known != level {
-		*known = strings.Clone(level)
-	}
-	return *known
 }
 
 // values are those under a filter. Most often there is one, which takes no memory

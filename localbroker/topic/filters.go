@@ -7,9 +7,8 @@ import "strings"
 // matches, not with the number of filters. The zero value is empty. It does no
 // locking: any number may search at the same time, but only while none changes it.
 type Filters[T comparable] struct {
-	root   filterNode[T]
-	levels levels
-	n      int
+	root filterNode[T]
+	n    int
 }
 
 type filterNode[T comparable] struct {
@@ -41,7 +40,7 @@ func (f *Filters[T]) Add(filter string, v T) {
 			child := n.children.get(level)
 			if child == nil {
 				child = new(filterNode[T])
-				n.children.put(f.levels.own(level), child)
+				n.children.put(level, child)
 			}
 			n = child
 		}
@@ -122,7 +121,7 @@ func (n *filterNode[T]) remove(filter string, v T) bool {
 	if more && !child.remove(rest, v) || !more && !child.here.remove(v) {
 		return false
 	}
-	if child.children.len()+child.here.n+child.below.n == 0 && child.plus == nil {
+	if child.children.n+child.here.n+child.below.n == 0 && child.plus == nil {
 		if level == "+" {
 			n.plus = nil
 		} else {

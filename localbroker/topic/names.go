@@ -6,9 +6,8 @@ import "strings"
 // that a filter matches. The zero value is empty. It does no locking: any
 // number may search at the same time, but only while none changes it.
 type Names[T any] struct {
-	root   nameNode[T]
-	levels levels
-	n      int
+	root nameNode[T]
+	n    int
 }
 
 type nameNode[T any] struct {
@@ -26,7 +25,7 @@ func (s *Names[T]) Set(name string, v T) {
 		child := n.children.get(level)
 		if child == nil {
 			child = new(nameNode[T])
-			n.children.put(s.levels.own(level), child)
+			n.children.put(level, child)
 		}
 		n = child
 	}
@@ -75,7 +74,7 @@ func (n *nameNode[T]) remove(name string) bool {
 		var none T
 		child.value, child.set = none, false
 	}
-	if !child.set && child.children.len() == 0 {
+	if !child.set && child.children.n == 0 {
 		n.children.remove(level)
 	}
 	return true
