@@ -148,14 +148,18 @@ func (b *Broker) copies(m *Message, class buffer.Class, f *fanout, dst []buffer.
 		f.forget()
 		return dst, nil, err
 	}
+	if m.Retain {
+		for _, sub := range f.subs { // also those that another one of the session stands for
+			if r := sub.replaying.Load(); r != nil && sub.wants(m) {
+				r.newer(m.Topic)
+			}
+		}
+	}
 	for i, sub := range f.to {
 		d, s := f.out[i], sub.session
 		if d.qos == 0 || s.kept == nil {
 			direct = append(direct, receiver{d, s})
 			continue
-		}
-		if r := sub.replaying.Load(); r != nil && m.Retain {
-			r.newer(m.Topic)
 		}
 		c, err := s.kept.copy(&d, class)
 		if err != nil { // it has ended: another member of its group may get it
