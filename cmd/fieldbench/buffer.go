@@ -126,7 +126,6 @@ use the disk or the processors move every rate, and less so the ratios.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			b.out = cmd.ErrOrStderr()
-			b.report = report{CPUs: runtime.NumCPU(), Go: runtime.Version(), Messages: messageBytes}
 			if b.dir == "" {
 				dir, err := os.MkdirTemp("", "fieldbench-")
 				if err != nil {
@@ -140,8 +139,7 @@ use the disk or the processors move every rate, and less so the ratios.`,
 					return usageError{fmt.Errorf("there is no part %q; the parts are %s", p, strings.Join(partNames, ", "))}
 				}
 			}
-			var err error
-			if b.report.SyncP50, err = syncTime(b.dir); err != nil {
+			if err := b.begin(); err != nil {
 				return err
 			}
 			for _, p := range partNames {
@@ -152,13 +150,7 @@ use the disk or the processors move every rate, and less so the ratios.`,
 					return fmt.Errorf("%s: %w", p, err)
 				}
 			}
-			if err := b.print(cmd.OutOrStdout(), asJSON); err != nil {
-				return err
-			}
-			if slices.ContainsFunc(b.report.Figures, func(f figure) bool { return f.Met != nil && !*f.Met }) {
-				return errMissed
-			}
-			return nil
+			return b.end(cmd.OutOrStdout(), asJSON)
 		},
 	}
 	f := cmd.Flags()
@@ -184,6 +176,24 @@ func (b *bench) size(full int) int {
 	return full / 10
 }
 
+// begin notes what the machine is.
+func (b *bench) begin() (err error) {
+	b.report = report{CPUs: runtime.NumCPU(), Go: runtime.Version(), Messages: messageBytes}
+	b.report.SyncP50, err = syncTime(b.dir)
+	return err
+}
+
+// end prints the figures; the error is errMissed if one misses its limit.
+func (b *bench) end(w io.Writer, asJSON bool) error {
+	if err := b.print(w, asJSON); err != nil {
+		return err
+	}
+	if slices.ContainsFunc(b.report.Figures, func(f figure) bool { return f.Met != nil && !*f.Met }) {
+		return errMissed
+	}
+	return nil
+}
+
 func (b *bench) print(w io.Writer, asJSON bool) error {
 	if asJSON {
 		enc := json.NewEncoder(w)
@@ -200,11 +210,15 @@ func (b *bench) print(w io.Writer, asJSON bool) error {
 
 // syncTime is the median of an append and its fdatasync, ms.
 func syncTime(dir string) (float64, error) {
-	l, err := openPlain(dir + "/sync")
+	dir, err := os.MkdirTemp(dir, "sync-")
 	if err != nil {
 		return 0, err
 	}
-	defer os.RemoveAll(dir + "/sync")
+	defer os.RemoveAll(dir)
+	l, err := openPlain(dir)
+	if err != nil {
+		return 0, err
+	}
 	var times []float64
 	for range 100 {
 		done := make(receipt, 1)
