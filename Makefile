@@ -18,8 +18,8 @@ test:
 check:
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$unformatted" ]; then echo "not formatted: $$unformatted"; exit 1; fi
 	$(GO) vet ./...
-	$(GO) vet -tags interop,brokersim ./...
-	$(GO) tool staticcheck -tags interop,brokersim ./...
+	$(GO) vet -tags interop ./...
+	$(GO) tool staticcheck -tags interop ./...
 	$(GO) test -race ./...
 
 # Tests against real peers, which it installs if they are missing. The tests on the
@@ -34,13 +34,15 @@ interop:
 fuzz:
 	GO=$(GO) .ci/fuzz $(FUZZTIME)
 
-# Benchmarks, then ratios to a plain log and to another broker, each measured in turns.
+# Benchmarks, then ratios to a plain log, to another broker and to other ways upstream,
+# each measured in turns.
 # Nothing else should run on the machine.
 bench:
 	.ci/peers
 	$(GO) test -run '^$$' -bench . -benchtime 1s ./...
 	$(GO) run ./cmd/fieldbench buffer
 	$(GO) run ./cmd/fieldbench broker
+	$(GO) run ./cmd/fieldbench bridge
 
 clean:
 	rm -rf bin

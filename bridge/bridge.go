@@ -290,6 +290,9 @@ func (c *conn) keepOpen() {
 func (b *Bridge) connected(u *url.URL, c *conn) {
 	b.log.Info("upstream connected", "url", u.Redacted(), "session_present", c.limits.sessionPresent,
 		"window", c.limits.window, "keepalive", c.limits.keepalive)
+	if kept := c.limits.sessionExpiry; kept < b.o.SessionExpiry {
+		b.log.Warn("upstream keeps our session for less than session_expiry: what is halfway in a longer outage becomes uncertain", "kept", kept)
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.conn = c

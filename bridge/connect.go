@@ -29,6 +29,7 @@ type limits struct {
 	aliases        int  // Topic Alias Maximum
 	keepalive      time.Duration
 	sessionPresent bool
+	sessionExpiry  time.Duration // how long the upstream keeps our session
 }
 
 // will is what the upstream accepts of our will. Some refuse a CONNECT over it
@@ -176,6 +177,10 @@ func (b *Bridge) limitsOf(ack *packets.Connack) limits {
 		retain:         p.RetainAvailable == nil || *p.RetainAvailable == 1,
 		keepalive:      b.o.Keepalive,
 		sessionPresent: ack.SessionPresent,
+		sessionExpiry:  b.o.SessionExpiry,
+	}
+	if p.SessionExpiryInterval != nil {
+		l.sessionExpiry = min(l.sessionExpiry, time.Duration(*p.SessionExpiryInterval)*time.Second)
 	}
 	if p.ReceiveMaximum != nil {
 		l.window = min(l.window, int(*p.ReceiveMaximum))

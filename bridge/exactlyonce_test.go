@@ -114,6 +114,17 @@ func TestExactlyOnce(t *testing.T) {
 			n:       5, big: 3, want: []string{"t-1", "t-2", "t-4", "t-5"}, parked: 1, conns: 1,
 		},
 		{
+			name: "packet too large without an announced maximum is found and parked",
+			scripts: []upstreamtest.Script{{Publish: func(p upstreamtest.Publish) answer {
+				if p.Size > 200 {
+					return answer{Do: upstreamtest.Disconnect, Code: 0x95}
+				}
+				return answer{}
+			}}},
+			options: Options{Window: 2},
+			n:       5, big: 3, want: []string{"t-1", "t-2", "t-4", "t-5"}, parked: 1, conns: 2,
+		},
+		{
 			name:    "Maximum Packet Size falls over one that may have been received",
 			scripts: []upstreamtest.Script{{Publish: on(map[int]answer{3: {Do: upstreamtest.Cut}})}, {Limits: packets.Properties{MaximumPacketSize: ptr(uint32(200))}}},
 			options: Options{Window: 3},
@@ -157,8 +168,12 @@ func TestExactlyOnce(t *testing.T) {
 				list[tt.big-1] = message(big)
 			}
 			r.put(buffer.Telemetry, buffer.Copy{QoS: 2}, list...)
+			began := time.Now()
 			r.start()
 			r.untilEmpty()
+			if d := time.Since(began); tt.parked > 0 && tt.conns == 1 && d > time.Second {
+				t.Errorf("what was refused held up the line for %v", d)
+			}
 			want := tt.want
 			if want == nil {
 				want = series(1, tt.n, "")

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -73,17 +74,30 @@ func (l *plainLog) run(ctx context.Context) error {
 	}
 }
 
+// readings are payloads of 200 bytes that compress as those of a meter do.
+func readings() [][]byte {
+	rng := rand.New(rand.NewPCG(1, 2))
+	all := make([][]byte, 4096)
+	for i := range all {
+		p := fmt.Appendf(nil, `{"voltage":[%.1f,%.1f,%.1f],"current":[%.2f,%.2f,%.2f],"power":%.1f,"energy":%.1f,"timestamp":%d,"id":"`,
+			228+4*rng.Float64(), 228+4*rng.Float64(), 228+4*rng.Float64(), 10+6*rng.Float64(), 10+6*rng.Float64(), 10+6*rng.Float64(),
+			7000+2000*rng.Float64(), 100000+float64(i)*0.3, 1790000000000+int64(i)*20)
+		for len(p) < 200 {
+			p = append(p, byte('0'+rng.IntN(10)))
+		}
+		all[i] = p
+	}
+	return all
+}
+
 // BenchmarkAppend appends 200-byte messages, so many at a time. It alternates
 // with the plain log in one run: compare within a run.
 func BenchmarkAppend(b *testing.B) {
-	payload := make([]byte, 200)
-	for i := range payload {
-		payload[i] = "0123456789.,:{}\"abcdefgh"[i*7%24]
-	}
+	payloads := readings()
 	for _, waiting := range []int{1, 64, 1000} {
 		for _, kind := range []string{"plain", "raw", "zstd", "plain2", "raw2", "zstd2"} {
 			b.Run(fmt.Sprintf("waiting=%d/%s", waiting, kind), func(b *testing.B) {
-				var appendOne func(Receipt)
+				var appendOne func([]byte, Receipt)
 				if strings.HasPrefix(kind, "plain") {
 					l := openPlain(b)
 					ctx, stop := context.WithCancel(b.Context())
@@ -95,7 +109,7 @@ func BenchmarkAppend(b *testing.B) {
 					})
 					defer wg.Wait()
 					defer stop()
-					appendOne = func(r Receipt) { l.append(payload, r) }
+					appendOne = l.append
 				} else {
 					buf, err := Open(b.TempDir(), Options{PageSize: 4096, Compress: strings.HasPrefix(kind, "zstd")})
 					if err != nil {
@@ -104,7 +118,7 @@ func BenchmarkAppend(b *testing.B) {
 					defer buf.Close()
 					o := outbox(b, buf, "cloud", Telemetry)
 					copies := []Copy{{Outbox: o, QoS: 1}}
-					appendOne = func(r Receipt) {
+					appendOne = func(payload []byte, r Receipt) {
 						m := Message{Topic: "devices/em-0001/telemetry", Payload: payload, QoS: 1, Urgent: true, Copies: copies}
 						if err := buf.Append(context.Background(), Telemetry, &m, r); err != nil {
 							b.Error(err)
@@ -116,11 +130,11 @@ func BenchmarkAppend(b *testing.B) {
 				var wg sync.WaitGroup
 				per := b.N/waiting + 1
 				b.ResetTimer()
-				for range waiting {
+				for i := range waiting {
 					wg.Go(func() {
 						done := make(receipt, 1)
-						for range per {
-							appendOne(done)
+						for j := range per {
+							appendOne(payloads[(i+j*waiting)%len(payloads)], done)
 							if err := <-done; err != nil {
 								b.Error(err)
 							}
@@ -130,5 +144,52 @@ func BenchmarkAppend(b *testing.B) {
 				wg.Wait()
 			})
 		}
+	}
+}
+
+// BenchmarkDrain takes and settles 200-byte messages that are on the disk.
+func BenchmarkDrain(b *testing.B) {
+	payloads := readings()
+	for _, compress := range []bool{false, true} {
+		b.Run(fmt.Sprintf("zstd=%v", compress), func(b *testing.B) {
+			buf, err := Open(b.TempDir(), Options{PageSize: 4096, Compress: compress})
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer buf.Close()
+			o := outbox(b, buf, "cloud", Telemetry)
+			m := Message{Topic: "devices/em-0001/telemetry", QoS: 1, Copies: []Copy{{Outbox: o, QoS: 1}}}
+			done := make(receipt, b.N)
+			for i := range b.N {
+				m.Payload = payloads[i%len(payloads)]
+				if err := buf.Append(context.Background(), Telemetry, &m, done); err != nil {
+					b.Fatal(err)
+				}
+			}
+			for range b.N {
+				if err := <-done; err != nil {
+					b.Fatal(err)
+				}
+			}
+			r, err := buf.Reader(o)
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer r.Close()
+			dst := make([]Delivery, 256)
+			b.SetBytes(200)
+			b.ReportAllocs()
+			b.ResetTimer()
+			for left := b.N; left > 0; {
+				n, err := r.TryNext(dst)
+				if err != nil || n == 0 {
+					b.Fatalf("%d of %d came out: %v", b.N-left, b.N, err)
+				}
+				for i := range dst[:n] {
+					o.Settle(dst[i].Ordinal, Delivered)
+				}
+				left -= n
+			}
+		})
 	}
 }

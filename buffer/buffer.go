@@ -216,7 +216,7 @@ func (b *Buffer) recover(disks [NumClasses]log.Disk, o Options) error {
 		sealed[class] = make(map[log.GenID]log.Seal)
 		b.chains[class] = &chain{
 			buffer: b, class: class,
-			receipts: make(chan []*pending, 8),
+			receipts: make(chan ended, 8),
 			outboxes: make(map[uint32]*Outbox),
 			gens:     make(map[log.GenID]*generation),
 		}
@@ -454,7 +454,9 @@ func (b *Buffer) Append(ctx context.Context, class Class, m *Message, r Receipt)
 		return fmt.Errorf("append to class %s: message has no destination", class)
 	}
 	c := b.chains[class]
-	c.appends.Add(1)
+	if !c.tried.Load() {
+		c.tried.Store(true)
+	}
 	if c.full.Load() && !m.own() {
 		c.rejected.Add(1)
 		b.kickFlusher()
@@ -496,24 +498,27 @@ func (c *chain) appendNumbered(ctx context.Context, m *Message, r Receipt) error
 }
 
 func (c *chain) append(ctx context.Context, m *Message, r Receipt) error {
-	b, class := c.buffer, c.class
-	p := pendings.Get().(*pending)
-	p.receipt = r
 	for i := range m.Copies {
-		if of := m.Copies[i].Outbox.class; of != class {
-			return fmt.Errorf("append to class %s: a copy is for an outbox of class %s", class, of)
+		if of := m.Copies[i].Outbox.class; of != c.class {
+			return fmt.Errorf("append to class %s: a copy is for an outbox of class %s", c.class, of)
 		}
-		p.outboxes = append(p.outboxes, m.Copies[i].Outbox)
 	}
 	age := time.Duration(0)
 	if !m.Enqueued.IsZero() {
-		age = max(b.clock.raw.Now().Sub(m.Enqueued), 0)
+		age = max(c.buffer.clock.raw.Now().Sub(m.Enqueued), 0)
 	}
-	p.record = appendRecord(p.record[:0], m, age)
+	p := pending{receipt: r}
 	if m.Expiry > 0 {
 		p.lasts = uint64(max((m.Expiry - age).Milliseconds(), 1))
 	}
-	err := c.log.Append(ctx, log.Entry{Data: p.record, Urgent: m.Urgent, Tag: p})
+	err := c.log.Append(ctx, recordSize(m, age), m.Urgent, func(batch any, dst []byte) []byte {
+		a := batch.(*appends)
+		a.list = append(a.list, p)
+		for i := range m.Copies {
+			a.outboxes = append(a.outboxes, m.Copies[i].Outbox)
+		}
+		return appendRecord(dst, m, age)
+	})
 	switch {
 	case errors.Is(err, log.ErrClosed):
 		return ErrClosed
@@ -534,6 +539,7 @@ type Stats struct {
 	Ledger      Ledger
 	Classes     [NumClasses]ClassStats
 	Generations int
+	Blocks      int64 // in them; each was a commit
 	Bytes       int64 // of blocks, as written
 	DiskBytes   int64 // of the files that hold them
 }
@@ -558,6 +564,7 @@ func (b *Buffer) Stats() Stats {
 		s.Ledger.Add(s.Classes[class].Ledger)
 		for _, g := range c.log.Generations() {
 			s.Generations++
+			s.Blocks += g.Blocks
 			s.Bytes += g.Bytes
 			s.DiskBytes += g.DiskBytes
 		}

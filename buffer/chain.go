@@ -15,14 +15,14 @@ type chain struct {
 	buffer   *Buffer
 	class    Class
 	log      *log.Log
-	receipts chan []*pending // of committed and failed appends, in order
+	receipts chan ended // commits, in order
 
 	nameless []uint32 // outboxes that were removed, while the chain is opened
 
 	numbering sync.Mutex // makes numbers rise in the order of the appends
 
 	rejected atomic.Uint64 // appends that failed
-	appends  atomic.Int64  // since room was last made
+	tried    atomic.Bool   // something was appended since room was last made
 	full     atomic.Bool   // appends are refused
 
 	// Of the goroutine that writes directories.
@@ -37,6 +37,13 @@ type chain struct {
 	gens     map[log.GenID]*generation
 	starving starving
 	retired  retired
+}
+
+// ended is a commit whose receipts are to be told.
+type ended struct {
+	*appends
+	err  error
+	told chan struct{} // closed when they are
 }
 
 // starving is a commit that waits for room.
@@ -68,16 +75,22 @@ func (g *generation) bytes(s span) int64 {
 	return int64(float64(g.size) * float64(s.last-s.first+1) / float64(max(g.records, 1)))
 }
 
-// pending is an append on its way.
-type pending struct {
-	record   []byte
-	outboxes []*Outbox
-	lasts    uint64 // ms until it expires; 0 is never
-	receipt  Receipt
-	err      error
+// appends are those of one block.
+type appends struct {
+	list     []pending
+	outboxes []*Outbox // of their copies, one after the other
 }
 
-var pendings = sync.Pool{New: func() any { return new(pending) }}
+// pending is an append on its way.
+type pending struct {
+	receipt Receipt
+	lasts   uint64 // ms until it expires; 0 is never
+}
+
+var batches = sync.Pool{New: func() any { return new(appends) }}
+
+// NewBatch makes room for the appends of a block.
+func (c *chain) NewBatch() any { return batches.Get() }
 
 func (c *chain) pin(g *generation) { g.pins.Add(1) }
 
@@ -88,7 +101,7 @@ func (c *chain) unpin(g *generation) {
 }
 
 // Directory gives ordinals to the copies of a block.
-func (c *chain) Directory(dst []byte, entries []log.Entry, fresh, again bool) []byte {
+func (c *chain) Directory(dst []byte, batch any, fresh, again bool) []byte {
 	if again || fresh {
 		c.mu.Lock()
 		for _, o := range c.outboxes {
@@ -105,17 +118,18 @@ func (c *chain) Directory(dst []byte, entries []log.Entry, fresh, again bool) []
 	}
 	c.touched = c.touched[:0]
 	lasts, never := uint64(0), false
-	for i := range entries {
-		p := entries[i].Tag.(*pending)
+	a := batch.(*appends)
+	for i := range a.list {
+		p := &a.list[i]
 		lasts, never = max(lasts, p.lasts), never || p.lasts == 0
-		for _, o := range p.outboxes {
-			if o.enc.count == 0 {
-				o.enc.first = o.enc.next
-				c.touched = append(c.touched, o)
-			}
-			o.enc.count++
-			o.enc.next++
+	}
+	for _, o := range a.outboxes {
+		if o.enc.count == 0 {
+			o.enc.first = o.enc.next
+			c.touched = append(c.touched, o)
 		}
+		o.enc.count++
+		o.enc.next++
 	}
 	unnamed := 0
 	c.spans = c.spans[:0]
@@ -154,25 +168,23 @@ func (c *chain) Directory(dst []byte, entries []log.Entry, fresh, again bool) []
 
 // Committed hands a durable block's copies to their outboxes, and tells everyone
 // who waits.
-func (c *chain) Committed(b *log.Block, id log.GenID, entries []log.Entry, err error) {
+func (c *chain) Committed(b *log.Block, id log.GenID, batch any, err error) <-chan struct{} {
 	reason := err
 	if log.NoSpace(err) {
 		reason = ErrFull
 	} else if err != nil {
 		reason = ErrFailed
 	}
-	done := make([]*pending, len(entries))
-	for i := range entries {
-		done[i] = entries[i].Tag.(*pending)
-		done[i].err = reason
-	}
+	a := batch.(*appends)
 	if err == nil {
 		c.accept(b, id)
 	} else {
-		c.rejected.Add(uint64(len(entries)))
-		c.buffer.logger.Error("messages could not be stored", "class", c.class.String(), "count", len(entries), "err", err)
+		c.rejected.Add(uint64(len(a.list)))
+		c.buffer.logger.Error("messages could not be stored", "class", c.class.String(), "count", len(a.list), "err", err)
 	}
-	c.receipts <- done
+	told := make(chan struct{})
+	c.receipts <- ended{a, reason, told}
+	return told
 }
 
 func (c *chain) accept(b *log.Block, id log.GenID) {
@@ -276,15 +288,15 @@ func (c *chain) roomMade(over bool) {
 
 // notify tells receipts how their appends ended, in the order of the commits.
 func (c *chain) notify() {
-	for done := range c.receipts {
-		for _, p := range done {
-			p.receipt.Stored(p.err)
-			clear(p.outboxes)
-			*p = pending{record: p.record[:0], outboxes: p.outboxes[:0]}
-			if cap(p.record) <= 64<<10 {
-				pendings.Put(p)
-			}
+	for e := range c.receipts {
+		for i := range e.list {
+			e.list[i].receipt.Stored(e.err)
 		}
+		close(e.told)
+		clear(e.list)
+		clear(e.outboxes)
+		e.list, e.outboxes = e.list[:0], e.outboxes[:0]
+		batches.Put(e.appends)
 	}
 }
 

@@ -186,7 +186,6 @@ func TestInteropBadDisk(t *testing.T) {
 		{inject: "pwrite64:error=EIO:when=41+53"},
 		{inject: "pwrite64:error=ENOSPC:when=37+59", full: true},
 		{inject: "fsync:error=EIO:when=9+3"},
-		{inject: "ftruncate:error=EIO:when=2+2"},
 		{inject: "unlinkat,renameat:error=EIO:when=2+3"},
 	} {
 		for _, page := range []int{4 << 10, 16 << 10} {

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"math"
+	"math/bits"
 	"time"
 )
 
@@ -100,6 +101,33 @@ func appendRecord(dst []byte, m *Message, age time.Duration) []byte {
 	}
 	return append(dst, m.Payload...)
 }
+
+// recordSize is how many bytes appendRecord appends.
+func recordSize(m *Message, age time.Duration) int {
+	n := 1 + uvarintSize(uint64(age.Milliseconds())) + stringSize(len(m.Topic))
+	if m.Expiry > 0 {
+		n += uvarintSize(uint64(max(m.Expiry.Milliseconds(), 1)))
+	}
+	if len(m.Props) > 0 {
+		n += stringSize(len(m.Props))
+	}
+	n += uvarintSize(uint64(len(m.Copies)))
+	for i := range m.Copies {
+		c := &m.Copies[i]
+		n += uvarintSize(uint64(c.Outbox.id)) + 1
+		if c.Topic != "" {
+			n += stringSize(len(c.Topic))
+		}
+		if len(c.Props) > 0 {
+			n += stringSize(len(c.Props))
+		}
+	}
+	return n + len(m.Payload)
+}
+
+func uvarintSize(v uint64) int { return (bits.Len64(v|1) + 6) / 7 }
+
+func stringSize(n int) int { return uvarintSize(uint64(n)) + n }
 
 func flags(qos byte, retain, extra, props bool) byte {
 	f := qos & flagQoS
@@ -266,12 +294,17 @@ func parseRecord(rec []byte, outbox uint32, nth int, committed time.Time, out *D
 	default:
 		props = append(props, copyProps...) // cap ends at len: a new slice
 	}
-	out.Topic = string(topic)
+	if string(topic) != out.Topic { // else out was used before, for one with the same topic
+		out.Topic = string(topic)
+	}
 	out.Payload = d.p
 	out.Props = props
 	out.QoS = copyFlags & flagQoS
 	out.Retain = copyFlags&flagRetain != 0
-	out.Enqueued = committed.Add(-time.Duration(age) * time.Millisecond)
+	out.Enqueued = committed
+	if age > 0 {
+		out.Enqueued = committed.Add(-time.Duration(age) * time.Millisecond)
+	}
 	out.Expiry = time.Duration(expiry) * time.Millisecond
 	return copies, nil
 }

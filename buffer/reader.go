@@ -219,12 +219,14 @@ func (o *Outbox) fill(dst []Delivery) (n int, err error) {
 	now := clock.raw.Now()
 	var done []seen
 	var lost uint64 // copies up to here are nowhere to be found
+	committed := now.Add(o.rd.made - up)
 	for size := 0; n < len(dst) && taken+1 < next && taken < limit && size < handOutBytes; {
 		if o.rd.block == nil {
 			if lost, err = o.turn(taken, next); err != nil || lost > taken {
 				break
 			}
 			done = append(done, seen{o.rd.block.First, max(o.rd.next, taken+1), o.rd.last})
+			committed = now.Add(o.rd.made - up)
 		}
 		rec, off := o.rd.block.RecordAt(o.rd.off)
 		if rec == nil {
@@ -234,7 +236,7 @@ func (o *Outbox) fill(dst []Delivery) (n int, err error) {
 		}
 		d := &dst[n]
 		nth := o.rd.nth
-		copies, err := parseRecord(rec, o.id, nth, now.Add(o.rd.made-up), d)
+		copies, err := parseRecord(rec, o.id, nth, committed, d)
 		if o.rd.nth++; o.rd.nth >= copies {
 			o.rd.off, o.rd.nth = off, 0
 		}
@@ -345,7 +347,9 @@ func (o *Outbox) handOut(dst []Delivery, taken uint64, done []seen, now time.Tim
 			o.settle(d.Ordinal, DroppedExpired)
 			continue
 		}
-		dst[n] = *d
+		if d != &dst[n] {
+			dst[n] = *d
+		}
 		n++
 	}
 	if n < len(dst) {

@@ -216,4 +216,4 @@ func (c *chain) droppable(id log.GenID) *generation {
 }
 
 // wanted reports whether anything was appended since it was asked last.
-func (c *chain) wanted() bool { return c.appends.Swap(0) > 0 }
+func (c *chain) wanted() bool { return c.tried.Swap(false) }

@@ -353,6 +353,9 @@ func (c *conn) leave(ctx context.Context) {
 	case s.kept != nil && c.connected && s.kept.expiry > 0:
 		c.b.leaveSession(ctx, s, c)
 	default:
+		if s.kept != nil {
+			s.detach(c)
+		}
 		_ = c.b.endSession(ctx, s) // it is tried again until it is stored
 		c.publishWill(ctx)
 	}

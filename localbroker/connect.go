@@ -260,8 +260,8 @@ func (c *conn) begin(ctx context.Context, id string, clean, keep bool) (present 
 	return c.resumes, nil
 }
 
-// moveIn makes durable that the session has its client, and the will of the connection
-// in the place of an earlier one.
+// moveIn makes durable that the session has its client, and the will of the connection,
+// or none, in the place of an earlier one.
 func (c *conn) moveIn(ctx context.Context, w *will, expiry time.Duration) error {
 	b, s := c.b, c.session
 	s.mu.Lock()
@@ -273,9 +273,12 @@ func (c *conn) moveIn(ctx context.Context, w *will, expiry time.Duration) error 
 		if s.kept != nil {
 			changes = append(changes, s.change(expiry, false))
 		}
-		if w != nil {
+		switch {
+		case w != nil:
 			w.id = newSessionID()
 			changes = append(changes, w.change(s.id))
+		case earlier != nil:
+			changes = append(changes, noWill(s.id, earlier.id))
 		}
 		if err := st.store(ctx, changes...); err != nil {
 			return notStored(ctx, "the session or its will", err)
@@ -283,9 +286,6 @@ func (c *conn) moveIn(ctx context.Context, w *will, expiry time.Duration) error 
 	}
 	if s.kept != nil {
 		s.kept.expiry = expiry
-	}
-	if earlier != nil && w == nil {
-		b.willIsDone(s.id, earlier.id)
 	}
 	return nil
 }

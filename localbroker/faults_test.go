@@ -244,8 +244,26 @@ func TestWillTakenBack(t *testing.T) {
 
 func first(w *wire, _ packet.Connack) *wire { return w }
 
-// Who does not want its own messages does not get them as retained ones, also when
-// the process that took them is gone.
+// Who does not want its own messages does not get them, also when they were published
+// in an earlier session, or are retained and the process that took them is gone.
+func TestNoLocalInANewSession(t *testing.T) {
+	onMachine(t, func(r *rig) {
+		other, _ := r.connect("other")
+		other.sub("a")
+		anew := func(p *packet.Connect) { p.CleanStart, p.Props = true, nil }
+		c, _ := r.connect("c", anew)
+		r.machine.Latency(time.Second)
+		c.publish("a", "x", 1, 1)
+		synctest.Wait()
+		c.nc.Close()
+		c, _ = r.connect("c", anew)
+		c.subscribe(packet.Subscription{Filter: "a", QoS: 1, NoLocal: true})
+		time.Sleep(10 * time.Second)
+		c.nothing()
+		other.want("a=x q1")
+	})
+}
+
 func TestNoLocalAfterRestart(t *testing.T) {
 	onMachine(t, func(r *rig) {
 		c, _ := r.connect("c")
@@ -325,6 +343,121 @@ func TestExpiredInBetween(t *testing.T) {
 		}
 		if want := 5 + (n-5+1)/2; got != want {
 			t.Errorf("%d messages came, want %d", got, want)
+		}
+	})
+}
+
+// A retained message that was deleted stays so, though an older one of its topic had to
+// wait for others of its publisher and is set later.
+func TestDeletedRetainedStays(t *testing.T) {
+	var r retained
+	older, deletion := &Message{Topic: "a", Payload: []byte("1"), stamp: 1}, &Message{Topic: "a", stamp: 2}
+	r.expect()
+	r.expect()
+	r.set(deletion)
+	r.done()
+	r.set(older)
+	r.done()
+	if n, _ := r.count(); n != 0 {
+		t.Error("it is there again")
+	}
+	r.set(&Message{Topic: "a", Payload: []byte("3"), stamp: 3})
+	if n, _ := r.count(); n != 1 || r.gone != nil {
+		t.Errorf("%d messages, and %v is remembered", n, r.gone)
+	}
+}
+
+// A session of which it was not stored that it has ended is there again after a restart,
+// with all that it had or not at all.
+func TestSessionEndsAsAWhole(t *testing.T) {
+	onMachine(t, func(r *rig) {
+		short := func(p *packet.Connect) { p.Props = packet.Properties{}.AppendUint(packet.SessionExpiry, 5) }
+		c, _ := r.connect("c", short)
+		c.sub("$share/g/a", "b")
+		time.Sleep(time.Second)
+		r.machine.Break(true) // or a restart would know when the client has left
+		c.nc.Close()
+		time.Sleep(time.Second)
+		r.machine.Break(false)
+		r.publish("b", "1")
+		r.machine.Latency(time.Hour) // so that it takes its time to end
+		for ended := false; !ended; time.Sleep(time.Second) {
+			for _, o := range r.buffer.Outboxes() {
+				ended = ended || o.Ledger().Dropped["ended"] > 0
+			}
+		}
+		time.Sleep(3 * time.Second) // until that is durable
+		r.kill()
+		r.machine.Latency(0)
+		if c, ack := r.connect("c", short); ack.SessionPresent {
+			c.want("b=1 q1")
+		}
+	})
+}
+
+// A delayed will is gone as soon as its client is let in again, also if the process dies
+// with that.
+func TestWillIsGoneFirst(t *testing.T) {
+	onMachine(t, func(r *rig) {
+		watcher, _ := r.connect("watcher")
+		watcher.sub("will")
+		c, _ := r.connect("c", gone, delayed)
+		c.nc.Close()
+		synctest.Wait()
+		if _, ack := r.connect("c"); !ack.SessionPresent {
+			t.Fatal("the session is gone")
+		}
+		r.kill()
+		time.Sleep(10 * time.Second)
+		watcher, _ = r.connect("watcher")
+		watcher.nothing()
+	})
+}
+
+// A subscription that was to end while the disk was broken is there until its client
+// asks again, and then ends for good.
+func TestUnsubscribeAgain(t *testing.T) {
+	onMachine(t, func(r *rig) {
+		unsubscribe := func(c *wire) {
+			c.send((&packet.Unsubscribe{PacketID: 9, Filters: []string{"a"}}).Append(nil, c.v))
+		}
+		c, _ := r.connect("c")
+		c.sub("a")
+		r.machine.Break(true)
+		unsubscribe(c)
+		c.closed(packet.ImplementationSpecific)
+		time.Sleep(time.Second)
+		r.machine.Break(false)
+		c, _ = r.connect("c")
+		unsubscribe(c)
+		head, body := c.receive()
+		var ack packet.Suback
+		if packet.TypeOf(head) != packet.UNSUBACK || ack.Decode(c.v, packet.UNSUBACK, body) != nil || ack.Reasons[0] != packet.Success {
+			t.Errorf("%v % x", packet.TypeOf(head), body)
+		}
+		r.kill()
+		r.publish("a", "x")
+		c, _ = r.connect("c")
+		c.nothing()
+	})
+}
+
+// A session is there with all that it has until it is stored that it has ended.
+func TestSessionEndsWhenThatIsStored(t *testing.T) {
+	onMachine(t, func(r *rig) {
+		c, _ := r.connect("c", func(p *packet.Connect) { p.Props = packet.Properties{}.AppendUint(packet.SessionExpiry, 5) })
+		c.sub("a")
+		other, _ := r.connect("other") // so that something is written when the disk works again
+		other.sub("a")
+		time.Sleep(time.Second)
+		r.machine.Break(true)
+		c.nc.Close()
+		time.Sleep(time.Minute)
+		r.machine.Break(false)
+		r.publish("a", "1")
+		r.kill()
+		if c, ack := r.connect("c"); ack.SessionPresent {
+			c.want("a=1 q1")
 		}
 	})
 }

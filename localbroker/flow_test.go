@@ -482,7 +482,7 @@ func BenchmarkRoute(b *testing.B) {
 			space := make([]outgoing, 0, 1)
 			b.ReportAllocs()
 			for b.Loop() {
-				br.route(m, nil, nil, &f)
+				br.route(m, nil, &f)
 				for _, s := range sessions {
 					out, _, _ := s.take(c, space, 1)
 					s.puback(out[0].packetID)

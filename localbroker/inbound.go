@@ -255,7 +255,7 @@ func (c *conn) accept(ctx context.Context, m *publish) {
 			m.crowd = c.b.retaining.enter()
 			c.crowd = m.crowd
 		}
-		if c.copies, m.err = c.b.destinations(m, c.session, &c.fanout, c.copies); m.err == nil {
+		if c.copies, m.err = c.b.destinations(m, &c.fanout, c.copies); m.err == nil {
 			c.mark(m)
 		}
 		c.crowd = nil
@@ -274,7 +274,7 @@ func (c *conn) accept(ctx context.Context, m *publish) {
 }
 
 // destinations appends to dst the copies for the durable destinations of m.
-func (b *Broker) destinations(m *publish, from *session, f *fanout, dst []buffer.Copy) (copies []buffer.Copy, err error) {
+func (b *Broker) destinations(m *publish, f *fanout, dst []buffer.Copy) (copies []buffer.Copy, err error) {
 	if r := b.options.Router; r != nil {
 		var class buffer.Class
 		if class, dst = r.Route(&m.Message, dst); len(dst) > 0 {
@@ -282,7 +282,7 @@ func (b *Broker) destinations(m *publish, from *session, f *fanout, dst []buffer
 		}
 	}
 	if m.QoS > 0 && b.index.keeps.Load() {
-		dst, m.direct, err = b.copies(&m.Message, from, m.class, f, dst)
+		dst, m.direct, err = b.copies(&m.Message, m.class, f, dst)
 	}
 	m.kept = len(dst) > 0
 	return dst, err
@@ -324,6 +324,9 @@ func (c *conn) releaseNext(m *publish, f *fanout) {
 			f.wake() // those it came to before
 			c.b.retaining.leave(m.crowd)
 			m.tellReleased()
+		}
+		if m.expected {
+			c.b.retained.done()
 		}
 	}()
 	c.release(m, f)
@@ -394,7 +397,7 @@ func (c *conn) outcome(m *publish, f *fanout) (answer packet.Ack, t packet.Type,
 		if m.stamp == 0 {
 			m.stamp = c.b.stamps.Add(1)
 		}
-		if c.b.route(&m.Message, s, m.direct, f) == 0 && !m.kept {
+		if c.b.route(&m.Message, m.direct, f) == 0 && !m.kept {
 			answer.Reason = packet.NoMatchingSubscribers
 		}
 	}

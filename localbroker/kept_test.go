@@ -398,6 +398,44 @@ func TestRetainedWhileSubscribing(t *testing.T) {
 	}
 }
 
+// The same, if the client has another subscription that the message matches: one stands
+// for both then, whichever is found first.
+func TestRetainedWhileSubscribingAgain(t *testing.T) {
+	for _, filters := range [][2]string{{"+", "t"}, {"t", "+"}} {
+		h := openHouse(t, t.TempDir(), houseOptions{})
+		sub, _ := keep(t, h.Broker, packet.V5, "sub")
+		sub.sub("end", filters[0])
+		pub, other := connect(t, h.Broker, packet.V5, "pub"), connect(t, h.Broker, packet.V5, "other")
+		h.gate.close()
+		pub.publish("t", "1", 1, 1, retain)
+		h.gate.await(t)
+		sub.send((&packet.Subscribe{PacketID: 9, Subscriptions: []packet.Subscription{{Filter: filters[1], QoS: 1}}}).Append(nil, sub.v))
+		eventually(t, "it does not subscribe", func() bool { return h.Stats().Subscriptions == 3 })
+		other.publish("t", "2", 1, 1, retain)
+		other.nothing()
+		h.gate.open()
+		pub.expectAck(1)
+		other.expectAck(1)
+		var got []string
+		for end := false; !end; {
+			first, body := sub.receive()
+			switch packet.TypeOf(first) {
+			case packet.SUBACK:
+				pub.publish("end", "", 1, 1)
+			case packet.PUBLISH:
+				var p packet.Publish
+				sub.check(p.Decode(sub.v, first, body))
+				if end = p.Topic == "end"; !end {
+					got = append(got, string(p.Payload))
+				}
+			}
+		}
+		if fmt.Sprint(got) != "[1 2]" {
+			t.Errorf("%v: got %v", filters, got)
+		}
+	}
+}
+
 // A PUBREL is not lost between two connections, whichever of them a PUBREC was durable
 // on.
 func TestPubrelAcrossTakeovers(t *testing.T) {

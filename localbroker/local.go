@@ -40,7 +40,7 @@ func (b *Broker) Publish(ctx context.Context, m *Message, r buffer.Receipt) erro
 	p.class = buffer.Local
 	var copies []buffer.Copy
 	var err error
-	if panicked := b.guard("publish", func() { copies, err = b.destinations(&p.publish, nil, f, nil) }); panicked != nil {
+	if panicked := b.guard("publish", func() { copies, err = b.destinations(&p.publish, f, nil) }); panicked != nil {
 		err, f = panicked, new(fanout) // what f was about is not known
 	}
 	b.fanouts.Put(f)
@@ -94,7 +94,7 @@ func (p *ownPublish) Stored(err error) {
 func (p *ownPublish) route() {
 	f := p.b.fanouts.Get().(*fanout)
 	p.stamp = p.b.stamps.Add(1)
-	p.b.route(&p.Message, nil, p.direct, f)
+	p.b.route(&p.Message, p.direct, f)
 	f.wake()
 	p.b.fanouts.Put(f)
 }

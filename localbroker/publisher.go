@@ -34,6 +34,7 @@ type publish struct {
 	waits    bool          // it is in its publisher's queue, for the disk or behind others
 	done     bool          // nothing keeps it there but those in front of it
 	kept     bool          // it has durable destinations
+	expected bool          // as retained.expect was told
 	released chan struct{} // closed when it is; nil if nobody waits
 	err      error         // why it was not accepted
 }
@@ -49,6 +50,10 @@ const (
 
 // Stored is the buffer's receipt.
 func (m *publish) Stored(err error) {
+	if m.Retain {
+		m.expected = true
+		m.c.b.retained.expect()
+	}
 	m.stamp = m.c.b.stamps.Add(1)
 	m.p.settle(m, err)
 }

@@ -17,6 +17,9 @@ type retained struct {
 	bytes   int      // of all, those of the broker included
 	own     int      // of the broker, below $SYS: they do not count
 	expires expiries // those that expire
+
+	stamped int               // publishes that have a stamp and are about to be set
+	gone    map[string]uint64 // topics that have none any more, by the stamp of that: while older ones may come
 }
 
 // expiries is a heap of messages, the one that expires first in front. It knows where
@@ -62,15 +65,22 @@ func (r *retained) set(m *Message) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	old, ok := r.names.Get(m.Topic)
-	if ok && old.stamp > m.stamp {
+	if ok && old.stamp > m.stamp || r.gone[m.Topic] > m.stamp {
 		return
 	}
+	delete(r.gone, m.Topic)
 	if ok {
 		r.bytes -= old.size()
 		r.expires.remove(old)
 	}
 	if len(m.Payload) == 0 { // [MQTT-3.3.1-6]
 		r.names.Delete(m.Topic)
+		if r.stamped > 0 {
+			if r.gone == nil {
+				r.gone = make(map[string]uint64)
+			}
+			r.gone[m.Topic] = m.stamp
+		}
 		return
 	}
 	r.names.Set(m.Topic, m)
@@ -80,6 +90,21 @@ func (r *retained) set(m *Message) {
 	r.bytes += m.size()
 	if m.Expiry > 0 {
 		heap.Push(&r.expires, m)
+	}
+}
+
+// expect notes that a publish has got its stamp and is set later, and done that it was.
+func (r *retained) expect() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.stamped++
+}
+
+func (r *retained) done() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.stamped--; r.stamped == 0 {
+		r.gone = nil
 	}
 }
 

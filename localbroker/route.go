@@ -23,8 +23,8 @@ type receiver struct {
 }
 
 // match fills f.out and f.to with what sessions get of m: those that are kept, or
-// the others. from is the publisher's session, nil for the gateway.
-func (b *Broker) match(m *Message, from *session, kept bool, f *fanout) {
+// the others.
+func (b *Broker) match(m *Message, kept bool, f *fanout) {
 	subs, several := b.index.match(f.subs[:0], m.Topic, kept)
 	f.subs = subs
 	f.out, f.to = f.out[:0], f.to[:0]
@@ -39,7 +39,7 @@ func (b *Broker) match(m *Message, from *session, kept bool, f *fanout) {
 	}
 	for _, sub := range subs {
 		s := sub.session
-		if sub.noLocal && s == from || !s.mayReceive(m.Topic) {
+		if !sub.wants(m) {
 			continue
 		}
 		d := delivery{m: m, qos: min(m.QoS, sub.qos), retain: m.Retain && sub.retainAsPublished, ids: sub.ids, group: sub.group}
@@ -69,14 +69,14 @@ func (f *fanout) forget() {
 // log, and keeps it if it is to be retained. direct are those among the sessions that
 // are kept. The sessions in f.wakes are left for the caller to wake. It returns how
 // many got it.
-func (b *Broker) route(m *Message, from *session, direct []receiver, f *fanout) (n int) {
+func (b *Broker) route(m *Message, direct []receiver, f *fanout) (n int) {
 	if m.Retain {
 		b.retained.set(m)
 	}
-	b.match(m, from, false, f)
+	b.match(m, false, f)
 	n = b.hand(f)
 	if m.QoS == 0 && b.index.keeps.Load() {
-		b.match(m, from, true, f)
+		b.match(m, true, f)
 		n += b.hand(f)
 	}
 	for _, r := range direct {
@@ -136,8 +136,8 @@ func (b *Broker) redirect(d delivery, f *fanout) {
 // copies appends to dst the copies of m for the sessions that are kept and get it
 // with QoS 1 or 2, of a class. direct are those that get it with QoS 0, or from
 // memory because their turn of a shared subscription has come.
-func (b *Broker) copies(m *Message, from *session, class buffer.Class, f *fanout, dst []buffer.Copy) (copies []buffer.Copy, direct []receiver, err error) {
-	b.match(m, from, true, f)
+func (b *Broker) copies(m *Message, class buffer.Class, f *fanout, dst []buffer.Copy) (copies []buffer.Copy, direct []receiver, err error) {
+	b.match(m, true, f)
 	var without []*kept
 	for i, sub := range f.to {
 		if k := sub.session.kept; k != nil && f.out[i].qos > 0 && k.lanes[class].Load() == nil {
@@ -148,14 +148,18 @@ func (b *Broker) copies(m *Message, from *session, class buffer.Class, f *fanout
 		f.forget()
 		return dst, nil, err
 	}
+	if m.Retain {
+		for _, sub := range f.subs { // also those that another one of the session stands for
+			if r := sub.replaying.Load(); r != nil && sub.wants(m) {
+				r.newer(m.Topic)
+			}
+		}
+	}
 	for i, sub := range f.to {
 		d, s := f.out[i], sub.session
 		if d.qos == 0 || s.kept == nil {
 			direct = append(direct, receiver{d, s})
 			continue
-		}
-		if r := sub.replaying.Load(); r != nil && m.Retain {
-			r.newer(m.Topic)
 		}
 		c, err := s.kept.copy(&d, class)
 		if err != nil { // it has ended: another member of its group may get it

@@ -52,7 +52,7 @@ func (b *Broker) giveBackSession(s *session, c *conn) {
 	s.mu.Lock()
 	earlier := s.will
 	s.mu.Unlock()
-	if c.will != nil && earlier != nil { // what was stored of it is gone
+	if earlier != nil { // what was stored of it may be gone
 		b.record(earlier.change(s.id))
 	}
 }
@@ -74,20 +74,19 @@ func (b *Broker) leaveSession(ctx context.Context, s *session, c *conn) {
 }
 
 // endSession ends a session for good. Only the one who has claimed its client id, or
-// its last connection, calls it. With an error, which is logged, it will get nothing
-// more, but it has to be ended again: until it is stored that it has ended, a restart
-// would bring it back.
-func (b *Broker) endSession(ctx context.Context, s *session) error {
+// its last connection, calls it. With an error, which is logged, it has to be ended again.
+// Until it is stored that it has ended, a restart would bring it back, so it is kept as
+// it is.
+func (b *Broker) endSession(ctx context.Context, s *session) (err error) {
 	for filter := range s.subscriptions {
 		share, _ := topic.SplitShared(filter)
 		s.shared = s.shared || share != ""
 	}
-	s.end()
-	if s.kept != nil {
-		if err := s.kept.finish(ctx, s.shared); err != nil {
-			b.log.Error("the end of a session could not be stored", "client", s.id, "err", err)
-			return err
-		}
+	if s.kept == nil {
+		s.end()
+	} else if err = s.kept.finish(ctx, s.shared); err != nil {
+		b.log.Error("the end of a session could not be stored", "client", s.id, "err", err)
+		return err
 	}
 	b.mu.Lock()
 	if b.sessions[s.id] == s {
@@ -101,14 +100,21 @@ func (b *Broker) endSession(ctx context.Context, s *session) error {
 // finish makes it durable that the session has ended, and removes what waits for it.
 func (k *kept) finish(ctx context.Context, shared bool) error {
 	st := k.s.b.options.State
+	end := change{changeEnd, binary.AppendUvarint(appendText(nil, k.s.id), k.id)}
 	if shared {
+		// It is over, also after a restart, but what it has is for others first.
+		if err := st.store(ctx, k.s.change(0, true)); err != nil {
+			return err
+		}
+		k.s.end()
 		if err := k.passOn(ctx); err != nil {
 			return err
 		}
 	}
-	if err := st.store(ctx, change{changeEnd, binary.AppendUvarint(appendText(nil, k.s.id), k.id)}); err != nil {
+	if err := st.store(ctx, end); err != nil {
 		return err
 	}
+	k.s.end()
 	k.reading.Lock()
 	k.owner = nil
 	if k.reader != nil {
@@ -125,9 +131,10 @@ func (k *kept) finish(ctx context.Context, shared bool) error {
 // to other members: MQTT 5 §4.8.2. What was sent with QoS 2 must not go to them
 // [MQTT-4.8.2-5].
 func (k *kept) passOn(ctx context.Context) error {
-	k.reading.Lock()
-	defer k.reading.Unlock()
 	b := k.s.b
+	k.reading.Lock()
+	k.owner = nil // nobody else reads from now on
+	k.reading.Unlock()
 	if k.reader == nil {
 		r, err := b.options.State.buffer.ReaderFunc(func() {})
 		if err != nil {
@@ -135,7 +142,6 @@ func (k *kept) passOn(ctx context.Context) error {
 		}
 		k.reader = r
 	}
-	k.owner = nil
 	k.mu.Lock()
 	added := k.added
 	k.added = nil

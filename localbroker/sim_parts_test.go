@@ -1,5 +1,3 @@
-//go:build brokersim
-
 package localbroker
 
 import (
@@ -74,9 +72,10 @@ func (l *simWill) lost(parting bool) {
 	w.note("the will %v is due in %v, may %t", l.p, time.Until(l.due), l.may)
 }
 
-// takeBack notes that the broker has heard the goodbye.
-func (l *simWill) takeBack() {
-	l.at, l.back = time.Now(), l.w.lifeNo
+// takeBack notes that the broker has heard the goodbye. If it was stored the will is gone
+// for good.
+func (l *simWill) takeBack(stored bool) {
+	l.at, l.back, l.never = time.Now(), l.w.lifeNo, stored
 	l.w.note("the will %v is taken back", l.p)
 }
 
@@ -95,6 +94,16 @@ func (w *simWorld) back(c *simClient, present bool) {
 		case time.Now().Add(2 * time.Second).Before(l.soon): // [MQTT-3.1.3-9]; it takes a second to part
 			l.never = !l.may
 		case c.attempt.at.Before(l.due.Add(2 * time.Second)):
+			l.may = true
+		}
+	}
+}
+
+// maybeBack notes that a client may have been let in and was not told: its earlier wills
+// may be gone with that.
+func (w *simWorld) maybeBack(c *simClient) {
+	for _, l := range w.wills {
+		if l.c == c && l.open() && c.attempt.at.Before(l.due) {
 			l.may = true
 		}
 	}
@@ -325,7 +334,7 @@ func (b *simBridge) take(d *buffer.Delivery) {
 		by = p.by.id
 	}
 	key := fmt.Sprint(by, " ", p.topic, p.qos)
-	if n < b.last[key] && !p.loose && !p.mayExpire() && !(p.sends > 1 && (w.machine.Failures() > p.fails || w.options.Limits.MaxBytes > 0)) {
+	if n < b.last[key] && !p.loose && !p.mayExpire() && !(p.sends > 1 && (w.refusals() > p.hadRefused || w.options.Limits.MaxBytes > 0)) {
 		w.fail("the bridge gets %v after %d", p, b.last[key])
 	}
 	if !p.loose {

@@ -1,5 +1,3 @@
-//go:build brokersim
-
 package localbroker
 
 import (
@@ -214,6 +212,10 @@ func (c *simClient) takeSuback(t packet.Type, p *packet.Suback) {
 		end(f)
 	}
 	for i, g := range op.grants {
+		if p.Reasons[i].Failed() && (w.machine.Failures() > 0 || w.options.Limits.MaxBytes > 0) { // no room for the retained messages
+			g.mayEnd = at
+			continue
+		}
 		if p.Reasons[i] != packet.Reason(g.qos) {
 			w.fail("%s gets %v for %s with QoS %d", c.id, p.Reasons[i], g.filter, g.qos)
 		}
@@ -357,14 +359,16 @@ func (w *simWorld) checkGroups() {
 	}
 }
 
-// dropped is how many messages there was no room for.
-func (w *simWorld) dropped() (n uint64) {
+// dropped is how many messages there was no room for, also in sessions that have ended.
+func (w *simWorld) dropped() uint64 {
+	n := w.drops
 	for _, c := range w.clients {
 		if c.session != nil {
 			n += max(c.session.drops, c.session.ledger)
 		}
 	}
-	return n
+	l := w.buffer.Stats().Ledger
+	return max(n, l.Dropped["oldest"]+l.Dropped["full"])
 }
 
 // lookRetained is what a new subscriber gets, by topic. Wills are left out, because

@@ -1,5 +1,3 @@
-//go:build brokersim
-
 package localbroker
 
 import (
@@ -21,8 +19,8 @@ import (
 )
 
 var (
-	seeds = flag.Int("seeds", 1000/slower, "how many seeds TestSimulation runs")
-	seed  = flag.Uint64("seed", 0, "run TestSimulation with this seed only")
+	seeds = flag.Int("seeds", 0, "how many seeds TestSimulation runs")
+	seed  = flag.Uint64("seed", 0, "run TestSimulation with this seed only, or with -seeds from this one on")
 )
 
 // TestSimulation runs the broker with its buffer and its state on a machine that fails
@@ -36,12 +34,15 @@ var (
 // promised. All from a seed: but goroutines run as they like, so a seed that has failed
 // may have to be run more than once.
 func TestSimulation(t *testing.T) {
-	first, n := uint64(1), uint64(*seeds)
+	first, n := uint64(1), uint64(1000/slower)
 	if testing.Short() {
 		n = min(n, 100)
 	}
 	if *seed != 0 {
 		first, n = *seed, 1
+	}
+	if *seeds != 0 {
+		n = uint64(*seeds)
 	}
 	var next atomic.Uint64
 	next.Store(first)
@@ -175,13 +176,15 @@ type simWorld struct {
 	ended   time.Time  // the last life
 	rough   time.Time  // the last that may have crashed, or failed as it ended
 
-	moment    int // counts what happens
-	next      int // number of the next publish
+	moment    int    // counts what happens
+	refused   uint64 // publishes, by brokers that have ended
+	next      int    // number of the next publish
 	published map[int]*simPublish
 	retained  map[string][]*simPublish
 	wills     []*simWill
 	groups    map[string]*simGroup
 	shares    []*simGrant // of all shared subscriptions there ever were
+	drops     uint64      // of sessions that have ended
 	counts    simCounts
 }
 
@@ -193,7 +196,7 @@ func newSimWorld(t *testing.T, s uint64) *simWorld {
 	w.rare = []int{1, 3, 10}[w.dice.IntN(3)]
 	w.machine.Latency([]time.Duration{0, 5 * time.Millisecond, 50 * time.Millisecond}[w.dice.IntN(3)])
 	level := slog.LevelInfo
-	if *seed != 0 {
+	if *seed != 0 && *seeds == 0 {
 		level = slog.LevelDebug
 	}
 	w.options = buffer.Options{
@@ -394,6 +397,7 @@ func (w *simWorld) end() {
 	if w.ended = time.Now(); w.faults {
 		w.rough = w.ended
 	}
+	w.refused = w.refusals()
 	w.buffer, w.state, w.broker, w.net = nil, nil, nil, nil
 	synctest.Wait()
 	if !crash {

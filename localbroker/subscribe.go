@@ -251,6 +251,8 @@ func (sub *subscription) replay(filter string) (out []replayed, n int) {
 	return out, n
 }
 
+// wants reports whether a message is for the subscription: none of the client's own
+// where that is not wanted, whichever session it was published in [MQTT-3.8.3-3].
 func (sub *subscription) wants(m *Message) bool {
 	return !(sub.noLocal && m.ClientID == sub.session.id) && sub.session.mayReceive(m.Topic)
 }
@@ -298,24 +300,34 @@ func (c *conn) handleUnsubscribe(ctx context.Context, body []byte) error {
 		return err
 	}
 	ack := packet.Suback{PacketID: p.PacketID}
+	s := c.session
 	var record []byte
+	var ended []*subscription
 	for _, filter := range p.Filters {
 		if err := topic.CheckFilter(filter, 0); err != nil {
 			return packet.Errorf(packet.Malformed, "UNSUBSCRIBE: %v", err)
 		}
 		reason := packet.NoSubscriptionExisted
-		if sub := c.session.subscriptions[filter]; sub != nil {
-			delete(c.session.subscriptions, filter)
-			c.session.filterBytes -= len(filter)
+		if sub := s.subscriptions[filter]; sub != nil {
+			delete(s.subscriptions, filter)
+			s.filterBytes -= len(filter)
 			c.b.index.replace(sub, nil)
+			ended = append(ended, sub)
 			reason = packet.Success
-			if c.session.kept != nil {
+			if s.kept != nil {
 				record = appendText(record, filter)
 			}
 		}
 		ack.Reasons = append(ack.Reasons, reason)
 	}
 	if err := c.keep(ctx, changeUnsubscribe, record); err != nil {
+		// The client asks again, and must not be told then that there is none: it would
+		// be there after a restart.
+		for _, sub := range ended {
+			s.subscriptions[sub.filter] = sub
+			s.filterBytes += len(sub.filter)
+			c.b.index.replace(nil, sub)
+		}
 		return err
 	}
 	return c.answer(ctx, func(dst []byte) []byte { return ack.Append(dst, c.version, packet.UNSUBACK) })

@@ -53,7 +53,7 @@ func (s *sysState) publish(name, value string) {
 	s.last[name] = value
 	m := &Message{Topic: "$SYS/broker/" + name, Payload: []byte(value), Retain: true, Received: time.Now(), stamp: s.b.stamps.Add(1)}
 	f := s.b.fanouts.Get().(*fanout)
-	s.b.route(m, nil, nil, f)
+	s.b.route(m, nil, f)
 	f.wake()
 	s.b.fanouts.Put(f)
 }

@@ -69,10 +69,14 @@ func (c *conn) takeBackWill(ctx context.Context) {
 	if w == nil || w.id == 0 {
 		return
 	}
-	record := binary.AppendUvarint(appendText(nil, c.session.id), w.id)
-	if c.b.options.State.store(ctx, change{changeNoWill, record}) != nil {
+	if c.b.options.State.store(ctx, noWill(c.session.id, w.id)) != nil {
 		w.takeBack(c) // once more, and again later
 	}
+}
+
+// noWill is the change that a will was published or taken back.
+func noWill(client string, id uint64) change {
+	return change{changeNoWill, binary.AppendUvarint(appendText(nil, client), id)}
 }
 
 // willIsDone notes in the state that a will was published or taken back.
@@ -81,9 +85,8 @@ func (b *Broker) willIsDone(client string, id uint64) {
 	if st == nil || id == 0 {
 		return
 	}
-	gone := goneWill{b, client, id}
-	record := binary.AppendUvarint(appendText(nil, client), id)
-	if err := st.record(context.Background(), buffer.Local, changeNoWill, record, gone); err != nil {
+	gone, c := goneWill{b, client, id}, noWill(client, id)
+	if err := st.record(context.Background(), buffer.Local, c.kind, c.payload, gone); err != nil {
 		gone.Stored(err)
 	}
 }

@@ -11,7 +11,6 @@ import (
 	"slices"
 	"sort"
 
-	"github.com/klauspost/compress/zstd"
 	bolterrors "go.etcd.io/bbolt/errors"
 )
 
@@ -148,11 +147,12 @@ type Folder struct {
 // sealed are taken as they are described; any other is read through, and the
 // header and directory of each of its blocks handed to recovered.
 func Look(dir string, class byte, sealed map[GenID]Seal, recovered func(GenID, Header, []byte)) (*Folder, error) {
-	dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(maxBody), zstd.WithDecoderLowmem(true))
+	dec, err := newDecoder(1)
 	if err != nil {
 		return nil, err
 	}
-	l := &Log{disk: lookDisk{&files{dir: dir}}, opts: Options{Class: class, Logger: slog.New(slog.DiscardHandler)}, dec: dec}
+	disk := lookDisk{&files{dir: dir}, make(map[GenID]blocks)}
+	l := &Log{disk: disk, opts: Options{Class: class, Logger: slog.New(slog.DiscardHandler)}, dec: dec}
 	folder := &Folder{l: l}
 	ids, err := l.disk.List()
 	if err == nil {
@@ -167,6 +167,14 @@ func Look(dir string, class byte, sealed map[GenID]Seal, recovered func(GenID, H
 		if s, ok := sealed[id]; ok {
 			g.Seal = s
 		} else {
+			// Until the next start takes it back, a commit that was cut leads nowhere.
+			if errors.Is(disk.Sync(id), errCut) {
+				s, err := l.salvage(id, math.MaxUint64)
+				if err != nil {
+					return nil, errors.Join(err, folder.Close())
+				}
+				disk.salvaged[id] = s.found
+			}
 			var broken []Checked
 			g.users++
 			l.checkGeneration(g, 0, math.MaxUint64, func(c Checked) bool {
@@ -215,10 +223,16 @@ func (f *Folder) Close() error {
 }
 
 // lookDisk opens files that another process may have locked.
-type lookDisk struct{ *files }
+type lookDisk struct {
+	*files
+	salvaged map[GenID]blocks // what is read in the place of a file
+}
 
 // Open opens a generation, or returns bbolt's ErrTimeout at once if it is locked.
 func (d lookDisk) Open(id GenID) (g Generation, err error) {
+	if b, ok := d.salvaged[id]; ok {
+		return b, nil
+	}
 	err = Guard(func() error {
 		f, err := openFile(d.path(id), 1)
 		if err == nil {
@@ -229,5 +243,29 @@ func (d lookDisk) Open(id GenID) (g Generation, err error) {
 	return g, err
 }
 
+// Sync says what Sync of a Disk would have to do, and does none of it.
+func (d lookDisk) Sync(id GenID) error {
+	last, err := lastCommitOf(d.path(id))
+	if err != nil {
+		return nil // Open says why
+	}
+	return last.state()
+}
+
 // Remove leaves the file where it is: what Open would remove is only passed over.
 func (d lookDisk) Remove(GenID) error { return nil }
+
+// blocks is a generation in memory.
+type blocks map[Seq][]byte
+
+func (b blocks) Put(Seq, []byte) error { return errors.ErrUnsupported }
+func (b blocks) Close() error          { return nil }
+
+func (b blocks) Scan(from Seq, fn func(Seq, []byte) bool) error {
+	for _, first := range slices.Sorted(maps.Keys(b)) {
+		if first >= from && !fn(first, b[first]) {
+			break
+		}
+	}
+	return nil
+}

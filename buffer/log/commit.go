@@ -1,74 +1,96 @@
 package log
 
 import (
+	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
+	"time"
 )
 
-// batch is the entries of one commit on their way from the encoder to the
+// batch is the records of one commit on their way from the encoder to the
 // committer. Two exist: one is encoded while the other is synced.
 type batch struct {
-	entries []Entry
-	block   *Block
-	bytes   []byte // of the block
-	fresh   bool   // begins a generation
+	*chunk
+	block  *Block
+	bytes  []byte // of the block
+	packed []byte // where those go if they are not in the chunk
+	dir    []byte // where the owner writes the directory
+	fresh  bool   // begins a generation
 }
 
-// encode is the goroutine that turns waiting entries into blocks. It works ahead
-// by one block while the committer waits for the disk.
+// ending is how a commit ended.
+type ending struct {
+	err  error
+	told <-chan struct{} // closed when those who appended know
+	at   time.Time
+	took time.Duration
+}
+
+// maxGather bounds how long the disk is idle for those who may come back.
+const maxGather = 20 * time.Millisecond
+
+// encode is the goroutine that turns waiting entries into blocks. While the
+// committer waits for the disk, it works ahead by one block if that is a whole
+// one; a smaller one takes along all who have come when the disk is free.
 func (l *Log) encode(next Seq) {
 	defer close(l.blocks)
-	ahead := 0 // bytes of the block before
+	filled := int64(0) // bytes in the generation, with those of the block before
 	for i, spare := 0, [2]batch{}; ; i ^= 1 {
 		b := &spare[i]
-		clear(b.entries)
-		b.entries = l.queue.take(b.entries[:0], l.opts.Linger, l.opts.BlockRecords, l.opts.BlockBytes)
-		if len(b.entries) == 0 {
+		last := l.queue.awaitWhole(l.ended)
+		if last != nil {
+			l.queue.gather(last.told, last.at.Add(min(last.took, maxGather)))
+		}
+		if b.chunk = l.queue.take(l.opts.Linger); b.chunk == nil {
 			return
 		}
-		// A block that failed took its directory's numbers with it: again.
-		select {
-		case err := <-l.idle:
-			written := l.written.Load()
-			b.fresh = err != nil || written == 0 || written >= l.opts.GenerationBytes
-			l.pack(b, next, err != nil)
-		default:
-			b.fresh = l.written.Load()+int64(ahead) >= l.opts.GenerationBytes
+		if last != nil {
+			filled = l.written.Load()
+			b.fresh = last.err != nil || filled == 0 || filled >= l.opts.GenerationBytes
+			l.pack(b, next, last.err != nil)
+		} else {
+			b.fresh = filled >= l.opts.GenerationBytes
 			l.pack(b, next, false)
-			if err := <-l.idle; err != nil {
+			// A block that failed took its directory's numbers with it: again.
+			if last = <-l.ended; last.err != nil {
 				b.fresh = true
 				l.pack(b, next, true)
 			}
 		}
-		next += Seq(len(b.entries))
-		ahead = len(b.bytes)
+		if b.fresh {
+			filled = 0
+		}
+		filled += int64(len(b.bytes))
+		next += Seq(b.n)
 		l.blocks <- b
 	}
 }
 
 // pack makes the block of a batch.
 func (l *Log) pack(b *batch, first Seq, again bool) {
-	size := 0
-	for i := range b.entries {
-		size += len(b.entries[i].Data) + binary.MaxVarintLen32
-	}
-	body := make([]byte, 0, size) // the block keeps it
-	for i := range b.entries {
-		body = binary.AppendUvarint(body, uint64(len(b.entries[i].Data)))
-		body = append(body, b.entries[i].Data...)
-	}
 	up, boot := l.opts.Clock.Uptime()
 	b.block = &Block{
 		Header: Header{
-			First: first, Count: len(b.entries), Class: l.opts.Class,
+			First: first, Count: b.n, Class: l.opts.Class,
 			Wall: l.opts.Clock.Now(), Uptime: up, Boot: boot,
 		},
-		Directory: l.owner.Directory(nil, b.entries, b.fresh, again),
-		body:      body,
+		mem: b.buf, body: b.buf[headRoom:],
 	}
-	b.bytes = appendBlock(b.bytes[:0], b.block, l.enc)
+	b.dir = l.owner.Directory(b.dir[:0], b.batch, b.fresh, again)
+	at := headRoom - len(b.dir) - headerSize
+	if at >= 0 {
+		b.block.Directory = append(b.buf[at+headerSize:at+headerSize:headRoom], b.dir...)
+	} else {
+		b.block.Directory = bytes.Clone(b.dir)
+	}
+	if l.enc == nil && at >= 0 {
+		b.bytes = b.buf[at:]
+		b.block.putHeader(b.bytes, codecNone, b.block.body)
+		return
+	}
+	b.packed = appendBlock(b.packed[:0], b.block, l.enc)
+	b.bytes = b.packed
 }
 
 // commit is the goroutine that makes blocks durable, one after the other, and
@@ -83,12 +105,15 @@ func (l *Log) commit() {
 				}
 				return
 			}
+			began := time.Now()
 			id, err := l.store(b)
-			l.owner.Committed(b.block, id, b.entries, err)
+			e := &ending{err: err, at: time.Now()}
+			e.took = e.at.Sub(began)
+			e.told = l.owner.Committed(b.block, id, b.batch, err)
 			if err == nil && !b.fresh && Seq(id.First) == b.block.First {
-				err = errAnew
+				e.err = errAnew
 			}
-			l.idle <- err
+			l.ended <- e
 		case ack := <-l.rotate:
 			ack <- l.seal()
 		}
@@ -182,7 +207,7 @@ func (l *Log) writable(first Seq) (*generation, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make %s: %w", id, err)
 	}
-	l.active = &generation{Seal: Seal{ID: id, Last: first - 1}, file: f, active: true} // gens stay ordered by Last
+	l.active = &generation{Seal: Seal{ID: id, Last: first - 1}, file: f, active: true, made: true} // gens stay ordered by Last
 	l.mu.Lock()
 	l.gens = append(l.gens, l.active)
 	l.mu.Unlock()

@@ -60,7 +60,9 @@ type Disk interface {
 	Open(GenID) (Generation, error)
 	// Sync makes durable what can be read of a generation that an earlier process
 	// wrote: it may have been killed before it came to sync that, or over a sync
-	// that failed. It is called before Open.
+	// that failed. A Put that was cut, by a power cut say, is taken back: it never
+	// returned. ErrDamaged is one that did, and is not whole any more. It is called
+	// before Open.
 	Sync(GenID) error
 	// Remove deletes a generation, if it is there. It stays away on return of nil.
 	Remove(GenID) error
@@ -162,22 +164,45 @@ func (f *files) Create(id GenID) (Generation, error) {
 }
 
 func (f *files) create(path string) (*file, error) {
+	g := &file{}
 	db, err := bbolt.Open(path, 0o600, &bbolt.Options{
 		PageSize:       f.opts.PageSize,
 		NoFreelistSync: true, // else the list is rewritten with each commit
 		FreelistType:   bbolt.FreelistMapType,
 		NoStatistics:   true,
+		// Where the length that lengthen gives does not do, a write makes the file longer
+		// and the sync tells of it (in Linux since 3.7; bbolt is about older ones).
+		NoGrowSync: true,
 		// Growing the map waits for every open reader.
 		InitialMmapSize: int(2 * f.opts.GenerationBytes),
+		OpenFile: func(name string, flag int, perm os.FileMode) (opened *os.File, err error) {
+			opened, err = os.OpenFile(name, flag, perm)
+			g.writing = opened
+			return opened, err
+		},
 	})
 	if err != nil {
 		// What was made of the file holds no block.
 		return nil, errors.Join(err, removeIfThere(path))
 	}
-	// The file grows in steps, each of which costs a sync. What is not written takes
-	// no room.
-	db.AllocSize = int(min(max(f.opts.GenerationBytes/8, 256<<10), 4<<20))
-	return &file{db: db}, nil
+	db.NoSync = true // Put syncs, once
+	g.db = db
+	if err := g.lengthen(f.opts.GenerationBytes + f.opts.GenerationBytes/8); err != nil {
+		return nil, errors.Join(err, g.Close(), removeIfThere(path))
+	}
+	return g, nil
+}
+
+// lengthen gives a new file its length at once, as far as it may grow: a sync that
+// has a new length to tell of takes a third longer. What is not written takes no room.
+func (g *file) lengthen(size int64) error {
+	if fi, err := g.writing.Stat(); err != nil || fi.Size() >= size {
+		return err
+	}
+	if err := g.writing.Truncate(size); err != nil {
+		return nil // it grows as it is written
+	}
+	return g.writing.Sync()
 }
 
 func removeIfThere(path string) error {
@@ -212,15 +237,24 @@ func openFile(path string, timeout time.Duration) (*file, error) {
 }
 
 func (f *files) Sync(id GenID) error {
-	file, err := os.Open(f.path(id))
+	path := f.path(id)
+	file, err := os.Open(path)
 	if err != nil {
 		return err
 	}
 	// What a sync has failed for once, no later one writes; it is read all the same
-	// until the page cache forgets it. Of what a commit has written that can only be
-	// bbolt's meta page: it comes last, when the rest is durable. The two meta pages
-	// are written with two more when the file is made, and cached together.
-	return errors.Join(file.Sync(), forgetCached(file, 4*int64(f.opts.PageSize)), file.Close())
+	// until the page cache forgets it. If the disk has none of bbolt's newest meta
+	// page, the commit before is the last. The two meta pages are written with two
+	// more when the file is made, and cached together.
+	synced := errors.Join(file.Sync(), forgetCached(file, 4*int64(f.opts.PageSize)), file.Close())
+	last, err := lastCommitOf(path)
+	if err != nil {
+		return synced // nobody can open it; Open says why
+	}
+	if err = last.state(); errors.Is(err, errCut) {
+		err = last.takeBack(path)
+	}
+	return errors.Join(synced, err)
 }
 
 func (f *files) Remove(id GenID) error {
@@ -276,11 +310,13 @@ func (f *files) write(path string, blocks iter.Seq2[Seq, []byte]) error {
 	if err != nil {
 		return err
 	}
-	g.db.NoSync = true
 	var firsts []Seq
 	var waiting [][]byte
 	held := 0
 	flush := func() error {
+		if len(firsts) == 0 {
+			return nil // an empty commit would count as one that lost its block
+		}
 		err := g.db.Update(func(tx *bbolt.Tx) error {
 			for i, first := range firsts {
 				if err := put(tx, first, waiting[i]); err != nil {
@@ -314,11 +350,13 @@ func (f *files) finishReplacing() error {
 	if err != nil {
 		return err
 	}
+	found := false
 	for _, e := range entries {
 		name, ok := strings.CutSuffix(e.Name(), repairSuffix)
 		if !ok {
 			continue
 		}
+		found = true
 		repaired, path := filepath.Join(f.dir, e.Name()), filepath.Join(f.dir, name+fileSuffix)
 		if _, gone := os.Lstat(path); errors.Is(gone, os.ErrNotExist) {
 			err = os.Rename(repaired, path)
@@ -328,6 +366,9 @@ func (f *files) finishReplacing() error {
 		if err != nil {
 			return err
 		}
+	}
+	if !found {
+		return nil
 	}
 	return SyncDir(f.dir)
 }
@@ -360,7 +401,8 @@ func SetAside(path string) error {
 }
 
 type file struct {
-	db *bbolt.DB
+	db      *bbolt.DB
+	writing *os.File // bbolt's own
 	// broken is set when bbolt panicked over what the file holds. It may have held
 	// its locks then, and Close would wait for them for ever.
 	broken atomic.Bool
@@ -379,7 +421,20 @@ var blockKey = []byte("d")
 
 func (g *file) Put(first Seq, block []byte) error {
 	return g.guard(func() error {
-		return GrowError(g.db.Update(func(tx *bbolt.Tx) error { return put(tx, first, block) }))
+		var n uint64
+		err := g.db.Update(func(tx *bbolt.Tx) error {
+			n = uint64(tx.ID())
+			return put(tx, first, block)
+		})
+		if err != nil {
+			return GrowError(err)
+		}
+		if err := g.db.Sync(); err != nil {
+			return fmt.Errorf("sync: %w", err)
+		}
+		// The block is durable, whether the note of it is or not.
+		note(g.writing, g.db.Info().PageSize, n)
+		return nil
 	})
 }
 
@@ -408,16 +463,7 @@ func pad(block []byte) []byte {
 func (g *file) Scan(from Seq, fn func(Seq, []byte) bool) error {
 	return g.guard(func() error {
 		return g.db.View(func(tx *bbolt.Tx) error {
-			c := tx.Cursor()
-			for k, _ := c.Seek(seqKey(from)); k != nil; k, _ = c.Next() {
-				first, ok := parseSeqKey(k)
-				if !ok {
-					continue
-				}
-				var block []byte
-				if b := tx.Bucket(k); b != nil {
-					block = b.Get(blockKey)
-				}
+			for first, block := range blocksFrom(tx, from) {
 				if !fn(first, block) {
 					return nil
 				}
@@ -425,6 +471,26 @@ func (g *file) Scan(from Seq, fn func(Seq, []byte) bool) error {
 			return nil
 		})
 	})
+}
+
+// blocksFrom yields the blocks that begin at from or later.
+func blocksFrom(tx *bbolt.Tx, from Seq) iter.Seq2[Seq, []byte] {
+	return func(yield func(Seq, []byte) bool) {
+		c := tx.Cursor()
+		for k, _ := c.Seek(seqKey(from)); k != nil; k, _ = c.Next() {
+			first, ok := parseSeqKey(k)
+			if !ok {
+				continue
+			}
+			var block []byte
+			if b := tx.Bucket(k); b != nil {
+				block = b.Get(blockKey)
+			}
+			if !yield(first, block) {
+				return
+			}
+		}
+	}
 }
 
 // Close closes the file. One that is broken is abandoned, with its descriptor: it

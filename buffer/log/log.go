@@ -42,25 +42,22 @@ type Options struct {
 	Logger          *slog.Logger  // nil discards
 }
 
-// An Entry is one record on its way into the log.
-type Entry struct {
-	Data   []byte // not kept after the owner's Committed
-	Urgent bool   // commit at once, with whatever is waiting
-	Tag    any    // the owner's
-}
-
 // Owner is what stands above a log and knows what the records mean. Directory is
 // called by one goroutine, the other methods by another; none may call the log.
 type Owner interface {
-	// Directory appends to dst the owner's bytes for the block that is made of
-	// these entries; fresh says that the block begins a generation. After a failed
+	// NewBatch makes what the owner has to the records of a block: it comes along with
+	// each of them in Append. It is called by many goroutines.
+	NewBatch() any
+	// Directory appends to dst the owner's bytes for the block of a batch; fresh says
+	// that the block begins a generation. After a failed
 	// commit it is called again for the block that came after: what it gave out
 	// since the last good commit is void, and again says so.
-	Directory(dst []byte, entries []Entry, fresh, again bool) []byte
+	Directory(dst []byte, batch any, fresh, again bool) []byte
 	// Committed says that a block is durable, or not. After an error for which
 	// NoSpace says yes it never will be; after another, it may show up when the log
-	// is opened again, and until then nothing is written in its place.
-	Committed(b *Block, gen GenID, entries []Entry, err error)
+	// is opened again, and until then nothing is written in its place. The channel
+	// is closed when those who appended have been told: they may append again at once.
+	Committed(b *Block, gen GenID, batch any, err error) (told <-chan struct{})
 	// MakeRoom says that the disk has no room for a commit that needs so many
 	// bytes. When the channel is closed, the commit is tried once more. Generations
 	// may be removed until then, and Rotate be called.
@@ -101,7 +98,7 @@ type Log struct {
 
 	queue   queue
 	blocks  chan *batch     // encoder to committer
-	idle    chan error      // committer to encoder: how the last commit ended
+	ended   chan *ending    // committer to encoder
 	rotate  chan chan error // to the committer
 	stopped chan struct{}   // closed when the committer has ended
 	done    sync.WaitGroup
@@ -120,6 +117,7 @@ type Log struct {
 	cache  []*Block      // the newest blocks, without a gap
 	cached int           // bytes in cache
 	floor  Seq           // every block that begins above floor is in cache
+	spare  []byte        // of a block that has left the cache, for a new one; or nil
 }
 
 // generation is a file and what is known of it. Its fields are guarded by
@@ -128,7 +126,8 @@ type generation struct {
 	Seal
 	file   Generation // nil until it is needed
 	users  int        // goroutines that use file
-	active bool       // written by this process
+	active bool       // being written
+	made   bool       // by this process, which may have it open for writing and locked
 	gone   bool       // removed or replaced; closed by its last user
 	healed bool       // repaired once: what is still damaged is passed over
 	whole  bool       // its tree shows every block that is in the file
@@ -160,17 +159,17 @@ func Open(disk Disk, epoch uint32, sealed map[GenID]Seal, recovered func(GenID, 
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(2), zstd.WithDecoderMaxMemory(maxBody), zstd.WithDecoderLowmem(true))
+	dec, err := newDecoder(2)
 	if err != nil {
 		return nil, err
 	}
 	l := &Log{
 		disk: disk, opts: o, owner: owner, dec: dec,
-		blocks: make(chan *batch), idle: make(chan error, 1), rotate: make(chan chan error),
+		blocks: make(chan *batch), ended: make(chan *ending, 1), rotate: make(chan chan error),
 		stopped: make(chan struct{}),
 	}
 	if o.Compress {
-		l.enc, err = zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(128<<10))
+		l.enc, err = zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(2), zstd.WithWindowSize(128<<10), zstd.WithEncoderCRC(false))
 		if err != nil {
 			return nil, err
 		}
@@ -212,8 +211,8 @@ func Open(disk Disk, epoch uint32, sealed map[GenID]Seal, recovered func(GenID, 
 	if n := len(l.gens); n > 0 {
 		l.floor = l.gens[n-1].Last
 	}
-	l.queue.init(o.QueueBytes)
-	l.idle <- nil
+	l.queue.init(o.QueueBytes, o.BlockRecords, o.BlockBytes, l.newChunk)
+	l.ended <- &ending{}
 	l.done.Go(func() { l.encode(FirstOf(epoch)) })
 	l.done.Go(func() {
 		defer close(l.stopped)
@@ -234,14 +233,17 @@ func (g *generation) add(h *Header, bytes int) {
 	g.Bytes += int64(bytes)
 }
 
-// Append queues a record for the next commit; the owner's Committed says what
-// became of it. It blocks only while Options.QueueBytes are waiting, until ctx
-// ends. Entries are committed in the order of the calls.
-func (l *Log) Append(ctx context.Context, e Entry) error {
-	if len(e.Data) > maxBody/2 {
+// Append queues a record of about so many bytes for the next commit, or, if it is
+// urgent, for one that does not linger; the owner's Committed says what became of it.
+// write appends the record to dst, and to the batch what belongs to it; it is called
+// before Append returns, one record after the other, and must not call the log. Append
+// blocks only while Options.QueueBytes are waiting, until ctx ends. Records are
+// committed in the order in which they are written.
+func (l *Log) Append(ctx context.Context, size int, urgent bool, write func(batch any, dst []byte) []byte) error {
+	if size > maxBody/2 {
 		return ErrTooLarge
 	}
-	return l.queue.push(ctx, e)
+	return l.queue.push(ctx, size, urgent, write)
 }
 
 // Remove deletes a sealed generation. After an error it can be called again.

@@ -10,11 +10,15 @@ import (
 // size. l.mu is held.
 func (l *Log) keep(b *Block) {
 	l.cache = append(l.cache, b)
-	l.cached += b.Size()
+	l.cached += cap(b.mem)
 	n := 0
 	for l.cached > l.opts.CacheBytes && n < len(l.cache)-1 {
-		l.cached -= l.cache[n].Size()
-		l.floor = l.cache[n].First
+		old := l.cache[n]
+		l.cached -= cap(old.mem)
+		l.floor = old.First
+		if !old.lent { // what is stored while nobody reads makes no garbage
+			l.spare = old.mem
+		}
 		n++
 	}
 	if n > 0 {
@@ -22,6 +26,19 @@ func (l *Log) keep(b *Block) {
 		clear(l.cache[rest:])
 		l.cache = l.cache[:rest]
 	}
+}
+
+// newChunk makes a chunk with room for so many bytes of records.
+func (l *Log) newChunk(size int) *chunk {
+	size += headRoom
+	l.mu.Lock()
+	buf := l.spare
+	l.spare = nil
+	l.mu.Unlock()
+	if cap(buf) < size || cap(buf)/4 > size {
+		buf = make([]byte, 0, size)
+	}
+	return &chunk{buf: buf[:headRoom], batch: l.owner.NewBatch()}
 }
 
 // After returns the first block that begins above a number and whose header and
@@ -65,6 +82,7 @@ func (l *Log) find(after Seq, want func(*Header, []byte) bool) (*Block, *generat
 		i := sort.Search(len(l.cache), func(i int) bool { return l.cache[i].First > after })
 		for ; i < len(l.cache); i++ {
 			if b := l.cache[i]; want(&b.Header, b.Directory) {
+				b.lent = true
 				return b, nil
 			}
 		}

@@ -16,12 +16,16 @@ import (
 // gone after a power cut. A generation of which something cannot be read, or may
 // be missing, is repaired.
 func (l *Log) recover(g *generation, recovered func(GenID, Header, []byte)) (known bool, err error) {
-	if err := l.disk.Sync(g.ID); err != nil {
+	damage := l.disk.Sync(g.ID)
+	if damage != nil && !errors.Is(damage, ErrDamaged) {
 		// All that anyone was told of was durable before.
-		l.opts.Logger.Error("generation could not be synced", "generation", g.ID.String(), "err", err)
+		l.opts.Logger.Error("generation could not be synced", "generation", g.ID.String(), "err", damage)
+		damage = nil
 	}
 	heads, err := l.readHeads(g)
 	switch {
+	case damage != nil:
+		heads, err = l.recoverDamaged(g, errors.Join(damage, err))
 	case err == nil && !gaps(g.ID, heads):
 	case err == nil:
 		// A commit for which there was no room leaves a gap too.

@@ -100,20 +100,46 @@ func (l *Log) healHeld(g *generation, cause error) error {
 	if skip { // another reader did it, or it can't be done
 		return nil
 	}
-	s, err := l.repair(g, l.lastOf(g), cause)
+	healed, err := l.withoutCut(g)
 	if err != nil {
 		return err
+	}
+	if healed == nil {
+		s, err := l.repair(g, l.lastOf(g), cause)
+		if err != nil {
+			return err
+		}
+		if len(s.found) > 0 {
+			healed = &generation{Seal: g.Seal, healed: true}
+		}
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if i = slices.Index(l.gens, g); i >= 0 {
 		g.gone = true
-		l.gens[i] = &generation{Seal: g.Seal, healed: true}
-		if len(s.found) == 0 {
-			l.gens = slices.Delete(l.gens, i, i+1)
+		l.gens = slices.Delete(l.gens, i, i+1)
+		if healed != nil {
+			l.gens = slices.Insert(l.gens, i, healed)
 		}
 	}
 	return nil
+}
+
+// withoutCut returns the generation without a commit whose sync failed, if that is
+// all that is wrong with it; the file may still lead to what was to be synced.
+func (l *Log) withoutCut(g *generation) (*generation, error) {
+	if g.made || l.disk.Sync(g.ID) != nil {
+		return nil, nil
+	}
+	again := &generation{Seal: g.Seal}
+	n, hidden, err := l.hidden(again)
+	if err == nil && !hidden && int64(n) == g.Blocks {
+		return again, nil
+	}
+	if again.file == nil {
+		return nil, nil
+	}
+	return nil, again.file.Close()
 }
 
 // Recheck counts the blocks of the sealed generations between two numbers, where a
@@ -140,22 +166,8 @@ func (l *Log) Recheck(after, before Seq) (repaired bool, err error) {
 }
 
 func (l *Log) recheck(g *generation) (damaged bool, err error) {
-	var shown []head
-	f, err := l.file(g)
-	if err == nil {
-		err = f.Scan(0, func(first Seq, p []byte) bool {
-			if h, _, err := parseHeader(p); err == nil && h.First == first && first <= g.Last {
-				shown = append(shown, head{Header: h})
-			}
-			return true
-		})
-	}
-	whole := err == nil && int64(len(shown)) == g.Blocks
-	if err == nil && !whole {
-		// An earlier process may have repaired it.
-		s, serr := l.salvage(g.ID, g.Last)
-		whole = serr == nil && !s.more(shown)
-	}
+	shown, hidden, err := l.hidden(g)
+	whole := err == nil && !hidden
 	l.mu.Lock()
 	gone := g.gone
 	g.whole = whole
@@ -163,5 +175,30 @@ func (l *Log) recheck(g *generation) (damaged bool, err error) {
 	if gone || whole {
 		return false, nil
 	}
-	return true, l.heal(g, errors.Join(err, fmt.Errorf("%d of %d blocks can be reached: %w", len(shown), g.Blocks, ErrDamaged)))
+	return true, l.heal(g, errors.Join(err, fmt.Errorf("%d of %d: %w", shown, g.Blocks, errHidden)))
+}
+
+var errHidden = fmt.Errorf("blocks that can be reached are too few: %w", ErrDamaged)
+
+// hidden counts the blocks that can be reached in a sealed generation, and reports
+// whether there are more.
+func (l *Log) hidden(g *generation) (shown int, hidden bool, err error) {
+	var heads []head
+	rising := true
+	f, err := l.file(g)
+	if err == nil {
+		err = f.Scan(0, func(first Seq, p []byte) bool {
+			if h, _, err := parseHeader(p); err == nil && h.First == first && first <= g.Last {
+				rising = rising && (len(heads) == 0 || heads[len(heads)-1].First < first)
+				heads = append(heads, head{Header: h})
+			}
+			return true
+		})
+	}
+	if err != nil || rising && int64(len(heads)) == g.Blocks {
+		return len(heads), false, err
+	}
+	// An earlier process may have repaired it.
+	s, serr := l.salvage(g.ID, g.Last)
+	return len(heads), !rising || serr != nil || s.more(heads), nil
 }

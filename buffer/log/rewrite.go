@@ -109,6 +109,7 @@ func (l *Log) use(ids []GenID) (gens []*generation, err error) {
 func (l *Log) eachBlock(ctx context.Context, g *generation, fn func(*Block) bool) error {
 	f, err := l.file(g)
 	if err == nil {
+		n, stopped := int64(0), false
 		scanErr := f.Scan(0, func(first Seq, p []byte) bool {
 			if first > g.Last {
 				return false
@@ -120,9 +121,20 @@ func (l *Log) eachBlock(ctx context.Context, g *generation, fn func(*Block) bool
 			if b, err = parseBlock(p, l.dec); err == nil && b.First != first {
 				err = fmt.Errorf("block %s stands at %s: %w", b.First, first, ErrDamaged)
 			}
-			return err == nil && fn(b)
+			if err != nil {
+				return false
+			}
+			n++
+			stopped = !fn(b)
+			return !stopped
 		})
 		err = errors.Join(scanErr, err)
+		if err == nil && !stopped && n < g.Blocks && l.sealedAndNew(g) {
+			var hidden bool
+			if _, hidden, err = l.hidden(g); hidden {
+				err = fmt.Errorf("%d of %d: %w", n, g.Blocks, errHidden)
+			}
+		}
 	}
 	if errors.Is(err, ErrDamaged) && l.sealedAndNew(g) {
 		err = errors.Join(err, l.healHeld(g, err))

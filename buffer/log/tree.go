@@ -77,20 +77,14 @@ type treeMeta struct{ root, free, pages, transaction uint64 }
 // meta returns the newer of the meta pages that are whole.
 func (t *tree) meta(both bool) (newest treeMeta, err error) {
 	for i := range 2 {
-		at := i*t.pageSize + pageHeader
-		if at+metaSummed+8 > len(t.file) {
-			return newest, fmt.Errorf("meta page %d is cut off: %w", i, ErrDamaged)
-		}
-		p := t.file[at:]
-		sum := fnv.New64a()
-		sum.Write(p[:metaSummed])
-		if sum.Sum64() != order.Uint64(p[metaSummed:]) {
-			if err = fmt.Errorf("checksum of meta page %d: %w", i, ErrDamaged); both {
+		m, merr := t.metaPage(i)
+		if merr != nil {
+			if err = merr; both {
 				return newest, err
 			}
 			continue
 		}
-		if m := (treeMeta{order.Uint64(p[16:]), order.Uint64(p[32:]), order.Uint64(p[40:]), order.Uint64(p[48:])}); m.pages > 0 && m.transaction >= newest.transaction {
+		if m.pages > 0 && m.transaction >= newest.transaction {
 			newest = m
 		}
 	}
@@ -98,6 +92,20 @@ func (t *tree) meta(both bool) (newest treeMeta, err error) {
 		return newest, err
 	}
 	return newest, nil
+}
+
+func (t *tree) metaPage(i int) (m treeMeta, err error) {
+	at := i*t.pageSize + pageHeader
+	if at+metaSummed+8 > len(t.file) {
+		return m, fmt.Errorf("meta page %d is cut off: %w", i, ErrDamaged)
+	}
+	p := t.file[at:]
+	sum := fnv.New64a()
+	sum.Write(p[:metaSummed])
+	if sum.Sum64() != order.Uint64(p[metaSummed:]) {
+		return m, fmt.Errorf("checksum of meta page %d: %w", i, ErrDamaged)
+	}
+	return treeMeta{order.Uint64(p[16:]), order.Uint64(p[32:]), order.Uint64(p[40:]), order.Uint64(p[48:])}, nil
 }
 
 func (t *tree) check(m treeMeta) error {

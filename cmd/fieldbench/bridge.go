@@ -9,9 +9,7 @@ import (
 	"io"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -19,709 +17,440 @@ import (
 
 	"github.com/eclipse/paho.golang/packets"
 	"github.com/spf13/cobra"
-
-	"github.com/fieldferry/fieldferry/bridge"
-	"github.com/fieldferry/fieldferry/buffer"
 )
 
-// bridgeBench is one run over ways to bring messages to an upstream broker.
+// bridgeBench is one run over ways upstream.
 type bridgeBench struct {
 	bench
 	messages int
 }
 
+// The site files; the first %s of the second is the upstream, the second QoS.
 const (
-	upstreamTopic = "bench/bench/telemetry"
-	bridgeWindow  = 1000 // messages under way
-	stalled       = 5 * time.Minute
-)
-
-func bridgeCommand() *cobra.Command {
-	b := &bridgeBench{}
-	var parts []string
-	var asJSON bool
-	names := []string{"rates", "through", "trip", "backlog"}
-	cmd := &cobra.Command{
-		Use:   "bridge",
-		Short: "Measure the bridge against a raw pipelined writer and Mosquitto's own bridge",
-		Long: `Measures how fast messages of 200 bytes that are stored come to a subscriber of a
-Mosquitto upstream: by the bridge, by a raw pipelined writer on paho.golang/packets
-that stores nothing, and by another Mosquitto's bridge, all with 1,000 under way,
-measured in turns. Then the bridge with a round trip of 50 ms, and with a backlog of an outage.`,
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			b.out = cmd.ErrOrStderr()
-			b.report = report{CPUs: runtime.NumCPU(), Go: runtime.Version(), Messages: messageBytes}
-			if b.dir == "" {
-				dir, err := os.MkdirTemp("", "fieldbench-")
-				if err != nil {
-					return err
-				}
-				defer os.RemoveAll(dir)
-				b.dir = dir
-			}
-			var err error
-			if b.report.SyncP50, err = syncTime(b.dir); err != nil {
-				return err
-			}
-			for i, f := range []func(context.Context) error{b.measureRates, b.measureThrough, b.measureTrip, b.measureBacklog} {
-				if len(parts) > 0 && !slices.Contains(parts, names[i]) {
-					continue
-				}
-				if err := f(cmd.Context()); err != nil {
-					return fmt.Errorf("%s: %w", names[i], err)
-				}
-			}
-			if err := b.print(cmd.OutOrStdout(), asJSON); err != nil {
-				return err
-			}
-			if slices.ContainsFunc(b.report.Figures, func(f figure) bool { return f.Met != nil && !*f.Met }) {
-				return errMissed
-			}
-			return nil
-		},
-	}
-	f := cmd.Flags()
-	f.StringSliceVar(&parts, "part", nil, "what to measure: "+strings.Join(names, ", ")+" (default all)")
-	f.StringVar(&b.dir, "dir", "", "a folder on the disk to measure (default a temporary one)")
-	f.IntVar(&b.rounds, "rounds", 3, "how often each rate is measured; the median counts")
-	f.IntVar(&b.messages, "messages", 100_000, "messages of a turn")
-	f.BoolVar(&b.full, "full", false, "measure a backlog of 2.6 million; else a tenth")
-	f.BoolVar(&asJSON, "json", false, "print JSON")
-	return cmd
-}
-
-// upstreamPeer is a Mosquitto with a gate before it, and somebody who counts what
-// comes.
-type upstreamPeer struct {
-	*peer
-	gate *gate
-	conn *mqttConn
-
-	mu          sync.Mutex // guards what follows
-	n           int
-	first, last time.Time
-	took        []time.Duration // of payloads that begin with a time
-	done        chan struct{}   // closed when enough came
-	want        int
-}
-
-func (b *bridgeBench) upstream(ctx context.Context, delay time.Duration, want, inflight int) (*upstreamPeer, error) {
-	dir, err := os.MkdirTemp(b.dir, "upstream-")
-	if err != nil {
-		return nil, err
-	}
-	u := &upstreamPeer{want: want, done: make(chan struct{})}
-	if u.peer, err = startMosquittoWith(ctx, dir, fmt.Sprintf("max_inflight_messages %d\n", inflight)); err != nil {
-		return nil, err
-	}
-	stop := u.peer.stop
-	u.peer.stop = func() error {
-		u.gate.Close()
-		u.conn.Close()
-		return errors.Join(stop(), os.RemoveAll(dir))
-	}
-	if u.gate, err = newGate(u.Addr, delay); err != nil {
-		return nil, err
-	}
-	if u.conn, err = dialMQTT(ctx, u.Addr, "bench-counter", true); err != nil {
-		return nil, err
-	}
-	if err := u.conn.subscribe(upstreamTopic, 1); err != nil {
-		return nil, err
-	}
-	go u.count()
-	return u, nil
-}
-
-// count takes what the upstream delivers, until the connection ends.
-func (u *upstreamPeer) count() {
-	var acks []byte
-	for {
-		first, body, err := u.conn.packet()
-		if err != nil {
-			return
-		}
-		if first>>4 != packets.PUBLISH {
-			continue
-		}
-		now := time.Now()
-		at := 2 + int(binary.BigEndian.Uint16(body))
-		if first>>1&3 > 0 {
-			acks = append(acks, packets.PUBACK<<4, 2, body[at], body[at+1])
-			at += 2
-		}
-		u.mu.Lock()
-		if u.n++; u.n == 1 {
-			u.first = now
-		}
-		u.last = now
-		if p := body[at:]; len(p) > 8 && p[0] != '{' {
-			u.took = append(u.took, now.Sub(time.Unix(0, int64(binary.BigEndian.Uint64(p)))))
-		}
-		if u.n == u.want {
-			close(u.done)
-		}
-		u.mu.Unlock()
-		if u.conn.r.Buffered() == 0 || len(acks) > 16<<10 {
-			if _, err := u.conn.Write(acks); err != nil {
-				return
-			}
-			acks = acks[:0]
-		}
-	}
-}
-
-// rate waits until all have come, and is how many came a second.
-func (u *upstreamPeer) rate(ctx context.Context) (float64, error) {
-	select {
-	case <-u.done:
-	case <-ctx.Done():
-		return 0, context.Cause(ctx)
-	case <-time.After(stalled):
-		u.mu.Lock()
-		defer u.mu.Unlock()
-		return 0, fmt.Errorf("stalled: %d of %d came", u.n, u.want)
-	}
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	return float64(u.n-1) / u.last.Sub(u.first).Seconds(), nil
-}
-
-// measureRates measures the three in turns.
-func (b *bridgeBench) measureRates(ctx context.Context) error {
-	for _, qos := range []byte{1, 2} {
-		var raws, ours, theirs, toRaw, toTheirs []float64
-		for range b.rounds {
-			raw, err := b.turn(ctx, func(u *upstreamPeer) error { return rawWriter(ctx, u.gate.addr(), upstreamTopic, qos, b.messages) })
-			if err != nil {
-				return fmt.Errorf("raw writer, QoS %d: %w", qos, err)
-			}
-			our, err := b.bridged(ctx, qos, 0, b.messages, 0, nil)
-			if err != nil {
-				return fmt.Errorf("bridge, QoS %d: %w", qos, err)
-			}
-			raws, ours, toRaw = append(raws, raw), append(ours, our), append(toRaw, our/raw)
-			if qos == 2 {
-				continue // Mosquitto 2.0.11's own stalls with it
-			}
-			their, err := b.turn(ctx, func(u *upstreamPeer) error { return b.mosquittoStored(ctx, u, qos) })
-			if err != nil {
-				return fmt.Errorf("Mosquitto's bridge, QoS %d: %w", qos, err)
-			}
-			theirs, toTheirs = append(theirs, their), append(toTheirs, our/their)
-		}
-		name := fmt.Sprintf("QoS %d", qos)
-		b.add("rates", name+": ours", median(ours), "messages/s")
-		b.add("rates", name+": raw writer", median(raws), "messages/s")
-		b.atLeast("rates", name+": ratio to the raw writer", median(toRaw), 0.6, "")
-		if len(theirs) == 0 {
-			continue
-		}
-		b.add("rates", name+": Mosquitto's bridge", median(theirs), "messages/s")
-		b.add("rates", name+": ratio to Mosquitto's bridge", median(toTheirs), "")
-	}
-	return nil
-}
-
-// measureThrough has a client publish on the local broker while the bridge carries
-// the messages on, ours and Mosquitto's in turns.
-func (b *bridgeBench) measureThrough(ctx context.Context) error {
-	for _, qos := range []byte{1} {
-		var ours, theirs, ratios []float64
-		for range b.rounds {
-			our, err := b.through(ctx, func(dir string, u *upstreamPeer) (*peer, error) {
-				return startOurs(ctx, dir, siteInFolder(dir)+fmt.Sprintf(throughBridge, u.gate.addr(), qos))
-			}, benchTopic, qos)
-			if err != nil {
-				return fmt.Errorf("ours: %w", err)
-			}
-			their, err := b.through(ctx, func(dir string, u *upstreamPeer) (*peer, error) {
-				return startMosquittoWith(ctx, dir, mosquittoBridge(u.gate.addr(), qos))
-			}, upstreamTopic, qos)
-			if err != nil {
-				return fmt.Errorf("Mosquitto: %w", err)
-			}
-			ours, theirs, ratios = append(ours, our), append(theirs, their), append(ratios, our/their)
-		}
-		name := fmt.Sprintf("QoS %d, publisher to upstream", qos)
-		b.add("through", name+": ours", median(ours), "messages/s")
-		b.add("through", name+": Mosquitto's bridge", median(theirs), "messages/s")
-		b.atLeast("through", name+": ratio to Mosquitto's bridge", median(ratios), 1.2, "")
-	}
-	return nil
-}
-
-// siteInFolder is siteAlone with its data in a folder.
-func siteInFolder(dir string) string {
-	return strings.Replace(siteAlone, "zone: bench}", fmt.Sprintf("zone: bench, data_dir: %q}", filepath.Join(dir, "data")), 1)
-}
-
-const throughBridge = `
+	siteFill = `
+gateway: {id: bench-gateway, org: bench, site: bench, zone: bench}
+broker:
+  listeners: [{name: plain, listen: "%s"}]
+  allow_anonymous: true
+  limits: {receive_maximum: 65535}
 adapters:
   talkers:
     mqtt: local
     devices: {bench: {type: bench, zone: bench}}
 bridges:
-  cloud: {upstream: ["mqtt://%s"], client_id: bench, topic: "bench/{device}/{data}", data: {telemetry: {qos: %d}}}
+  cloud:
+    upstream: ["mqtt://%s"]
+    client_id: bench
+    topic: "bench/{device}/{data}"
+    backoff: {first: 100ms, max: 1s}
+    data: {telemetry: {direction: up, qos: %d, class: telemetry}}
 `
+	nowhere = "127.0.0.1:1"
 
-// through measures one broker that has a bridge.
-func (b *bridgeBench) through(ctx context.Context, start func(dir string, u *upstreamPeer) (*peer, error), topic string, qos byte) (rate float64, err error) {
-	u, err := b.upstream(ctx, 0, b.messages, 0)
+	// underWay is how many messages the raw writer has unacknowledged at the most.
+	underWay = 1000
+)
+
+// A way is one that messages take upstream. It stores n messages, then calls go, when
+// the upstream is there and they may leave, and lets them.
+type way struct {
+	name string
+	run  func(ctx context.Context, dir string, qos byte, n int, ready func() (addr string, err error)) (stop func() error, err error)
+}
+
+func ways() []way {
+	return []way{{"raw writer", rawWay}, {"fieldferry", ourWay}, {"mosquitto's bridge", mosquittoWay}}
+}
+
+// rawWay writes with paho.golang/packets, pipelined, and stores nothing.
+func rawWay(ctx context.Context, _ string, qos byte, n int, ready func() (string, error)) (func() error, error) {
+	addr, err := ready()
+	if err != nil {
+		return nil, err
+	}
+	w, err := dialRaw(ctx, addr)
+	if err != nil {
+		return nil, err
+	}
+	done := make(chan error, 1)
+	go func() { done <- w.publish(qos, n) }()
+	return func() error { return errors.Join(w.Close(), ignoreClosed(<-done)) }, nil
+}
+
+// ourWay fills the buffer of a gateway whose upstream is away, and starts it anew with
+// one that is there.
+func ourWay(ctx context.Context, dir string, qos byte, n int, ready func() (string, error)) (func() error, error) {
+	site := func(upstream string) string { return fmt.Sprintf(siteFill, "%s", upstream, qos) }
+	filling, err := startOurs(ctx, dir, site(nowhere))
+	if err != nil {
+		return nil, err
+	}
+	if err := errors.Join(fillBroker(ctx, filling.Addr, benchTopic, n), filling.stop()); err != nil {
+		return nil, err
+	}
+	addr, err := ready()
+	if err != nil {
+		return nil, err
+	}
+	g, err := startOurs(ctx, dir, site(addr))
+	if err != nil {
+		return nil, err
+	}
+	return g.stop, nil
+}
+
+// mosquittoWay does the same with a Mosquitto, its database and its bridge.
+func mosquittoWay(ctx context.Context, dir string, qos byte, n int, ready func() (string, error)) (func() error, error) {
+	start := func(upstream string) (*peer, error) {
+		return startMosquittoWith(ctx, dir, fmt.Sprintf(
+			"persistence true\npersistence_location %s/\nconnection upstream\naddress %s\ntopic # out %d\ncleansession false\nrestart_timeout 1\n", dir, upstream, qos))
+	}
+	filling, err := start(nowhere)
+	if err != nil {
+		return nil, err
+	}
+	if err := errors.Join(fillBroker(ctx, filling.Addr, benchTopic, n), filling.stop()); err != nil {
+		return nil, err
+	}
+	addr, err := ready()
+	if err != nil {
+		return nil, err
+	}
+	m, err := start(addr)
+	if err != nil {
+		return nil, err
+	}
+	return m.stop, nil
+}
+
+// fillBroker publishes n messages with QoS 2, which each way lowers to what it carries.
+func fillBroker(ctx context.Context, addr, topic string, n int) error {
+	w, err := dialRaw(ctx, addr)
+	if err != nil {
+		return err
+	}
+	w.topic = topic
+	return errors.Join(w.publish(2, n), w.Close())
+}
+
+// rawWriter publishes with paho.golang/packets, and does nothing beside.
+type rawWriter struct {
+	net.Conn
+	r      *bufio.Reader
+	topic  string
+	window int
+
+	mu   sync.Mutex // guards what follows
+	room sync.Cond
+	open int
+	rels []uint16
+	done int
+	err  error
+}
+
+func dialRaw(ctx context.Context, addr string) (*rawWriter, error) {
+	nc, err := new(net.Dialer).DialContext(ctx, "tcp", addr)
+	if err != nil {
+		return nil, err
+	}
+	w := &rawWriter{Conn: nc, r: bufio.NewReaderSize(nc, 64<<10), topic: "bench/bench/telemetry", window: underWay}
+	w.room.L = &w.mu
+	connect := packets.NewControlPacket(packets.CONNECT)
+	c := connect.Content.(*packets.Connect)
+	c.ProtocolName, c.ProtocolVersion, c.ClientID, c.CleanStart = "MQTT", 5, "raw-writer", true
+	if _, err := connect.WriteTo(nc); err != nil {
+		return nil, errors.Join(err, nc.Close())
+	}
+	p, err := packets.ReadPacket(w.r)
+	if err != nil {
+		return nil, errors.Join(err, nc.Close())
+	}
+	ack, ok := p.Content.(*packets.Connack)
+	if !ok || ack.ReasonCode != 0 {
+		return nil, errors.Join(fmt.Errorf("%s does not let the writer in: %v", addr, p), nc.Close())
+	}
+	if m := ack.Properties.ReceiveMaximum; m != nil {
+		w.window = min(w.window, int(*m))
+	}
+	return w, nil
+}
+
+// publish returns when n messages are acknowledged.
+func (w *rawWriter) publish(qos byte, n int) error {
+	go w.answers(n)
+	payload := make([]byte, messageBytes)
+	for i := range payload {
+		payload[i] = byte('a' + i%26)
+	}
+	out := bufio.NewWriterSize(w, 64<<10)
+	var rels []uint16
+	for sent := 0; ; {
+		w.mu.Lock()
+		for w.err == nil && w.done < n && len(w.rels) == 0 && (sent == n || w.open >= w.window) {
+			w.room.Wait()
+		}
+		if w.err != nil || w.done == n {
+			err := w.err
+			w.mu.Unlock()
+			return err
+		}
+		rels, w.rels = w.rels, rels[:0]
+		k := min(n-sent, w.window-w.open, 64)
+		w.open += k
+		w.mu.Unlock()
+		for _, id := range rels {
+			rel := packets.NewControlPacket(packets.PUBREL)
+			rel.Content.(*packets.Pubrel).PacketID = id
+			if _, err := rel.WriteTo(out); err != nil {
+				return err
+			}
+		}
+		for range k {
+			p := packets.Publish{Topic: w.topic, QoS: qos, PacketID: uint16(sent%65535 + 1), Payload: payload, Properties: &packets.Properties{}}
+			if _, err := p.ToControlPacket().WriteTo(out); err != nil {
+				return err
+			}
+			sent++
+		}
+		if err := out.Flush(); err != nil {
+			return err
+		}
+	}
+}
+
+// answers takes n acknowledgements.
+func (w *rawWriter) answers(n int) {
+	for {
+		p, err := packets.ReadPacket(w.r)
+		w.mu.Lock()
+		w.err = errors.Join(w.err, err)
+		if err == nil {
+			switch c := p.Content.(type) {
+			case *packets.Pubrec:
+				w.rels = append(w.rels, c.PacketID)
+			case *packets.Puback, *packets.Pubcomp:
+				w.open--
+				w.done++
+			}
+		}
+		ended := w.err != nil || w.done == n
+		w.room.Broadcast()
+		w.mu.Unlock()
+		if ended {
+			return
+		}
+	}
+}
+
+func ignoreClosed(err error) error {
+	if errors.Is(err, net.ErrClosed) || errors.Is(err, io.EOF) {
+		return nil
+	}
+	return err
+}
+
+// rate lets n messages go one way to an upstream of its own, and returns how many
+// arrive there a second, from the first to the last. Between the two is a line with
+// that delay, if it is not 0.
+func (b *bridgeBench) rate(ctx context.Context, v way, qos byte, n, window int, delay time.Duration) (perSecond float64, err error) {
+	dir, err := os.MkdirTemp(b.dir, "bridge-")
 	if err != nil {
 		return 0, err
 	}
-	defer func() { err = errors.Join(err, u.stop()) }()
-	dir, remove, err := b.folder()
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	up := filepath.Join(dir, "upstream")
+	if err := os.Mkdir(up, 0o700); err != nil {
+		return 0, err
+	}
+	var closers []func() error
+	defer func() {
+		for _, c := range slices.Backward(closers) {
+			err = errors.Join(err, c())
+		}
+	}()
+	arrived := make(chan error, 1)
+	var took time.Duration
+	stop, err := v.run(ctx, dir, qos, n, func() (string, error) {
+		m, err := startMosquittoWith(ctx, up, fmt.Sprintf("max_inflight_messages %d\n", window))
+		if err != nil {
+			return "", err
+		}
+		closers = append(closers, m.stop)
+		addr := m.Addr
+		if delay > 0 {
+			line, err := startLine(addr, delay)
+			if err != nil {
+				return "", err
+			}
+			closers = append(closers, line.Close)
+			addr = line.Addr().String()
+		}
+		s, err := dialMQTT(ctx, m.Addr, "counter", true)
+		if err != nil {
+			return "", err
+		}
+		closers = append(closers, s.Close)
+		if err := s.subscribe("#", 0); err != nil {
+			return "", err
+		}
+		go func() {
+			var err error
+			took, err = s.countTo(n)
+			arrived <- err
+		}()
+		return addr, nil
+	})
 	if err != nil {
 		return 0, err
 	}
-	defer remove()
-	u.gate.open()
-	p, err := start(dir, u)
-	if err != nil {
-		return 0, err
+	closers = append(closers, stop)
+	select {
+	case err := <-arrived:
+		return float64(n-1) / took.Seconds(), err
+	case <-ctx.Done():
+		return 0, context.Cause(ctx)
 	}
-	defer func() { err = errors.Join(err, p.stop()) }()
-	for !u.gate.used() { // until the bridge is there
-		if err := sleep(ctx, 20*time.Millisecond); err != nil {
+}
+
+// countTo waits for n messages of the size that is measured, and returns the time
+// from the first to the last.
+func (c *mqttConn) countTo(n int) (time.Duration, error) {
+	var began time.Time
+	for got := 0; got < n; {
+		if err := c.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
 			return 0, err
 		}
+		first, body, err := c.packet()
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			return 0, fmt.Errorf("after %d of %d messages, nothing arrives any more", got, n)
+		} else if err != nil {
+			return 0, err
+		}
+		if first>>4 != 3 || len(body)-2-int(binary.BigEndian.Uint16(body)) != messageBytes {
+			continue
+		}
+		if got == 0 {
+			began = time.Now()
+		}
+		got++
 	}
-	if err := sleep(ctx, time.Second); err != nil { // and has its CONNACK
-		return 0, err
-	}
-	if err := rawWriter(ctx, p.Addr, topic, qos, b.messages); err != nil {
-		return 0, err
-	}
-	return u.rate(ctx)
+	return time.Since(began), nil
 }
 
-// turn has something send to a fresh upstream.
-func (b *bridgeBench) turn(ctx context.Context, send func(*upstreamPeer) error) (rate float64, err error) {
-	u, err := b.upstream(ctx, 0, b.messages, 0)
-	if err != nil {
-		return 0, err
-	}
-	defer func() { err = errors.Join(err, u.stop()) }()
-	u.gate.open()
-	if err := send(u); err != nil {
-		return 0, err
-	}
-	return u.rate(ctx)
-}
-
-// measureTrip looks at how much of the Receive Maximum is used at a round trip of
-// 50 ms.
-func (b *bridgeBench) measureTrip(ctx context.Context) error {
-	const trip, most = 50 * time.Millisecond, 500
-	full := most / trip.Seconds()
-	var used []float64
-	rate, err := b.bridged(ctx, 1, trip, int(5*full), most, func(s bridge.Status) { used = append(used, float64(s.InFlight)) })
-	if err != nil {
-		return err
-	}
-	b.add("trip", "QoS 1 at 50 ms, Receive Maximum 500", rate, "messages/s")
-	b.atLeast("trip", "QoS 1 at 50 ms: of the Receive Maximum in use", median(used)/most, 0.9, "")
-	return nil
-}
-
-// bridged fills a buffer and has a bridge empty it to a fresh upstream. look, which
-// may be nil, is told of the bridge now and then.
-func (b *bridgeBench) bridged(ctx context.Context, qos byte, delay time.Duration, n, inflight int, look func(bridge.Status)) (rate float64, err error) {
-	u, err := b.upstream(ctx, delay, n, inflight)
-	if err != nil {
-		return 0, err
-	}
-	defer func() { err = errors.Join(err, u.stop()) }()
-	s, remove, err := b.openSource(u, qos)
-	if err != nil {
-		return 0, err
-	}
-	defer func() { err = errors.Join(err, remove()) }()
-	if err := fillFast(s, n); err != nil {
-		return 0, err
-	}
-	u.gate.open()
-	stop := s.run(ctx)
-	defer stop()
-	var looking sync.WaitGroup
-	if look != nil {
-		looking.Go(func() {
-			for tick := time.NewTicker(10 * time.Millisecond); ; {
-				select {
-				case <-u.done:
-					tick.Stop()
-					return
-				case <-tick.C:
-					look(s.bridge.Status())
+// measureRates compares the ways.
+func (b *bridgeBench) measureRates(ctx context.Context) error {
+	limits := map[byte][2]float64{1: {0.6, 1.2}, 2: {0.6, 0}}
+	for _, qos := range []byte{1, 2} {
+		rates := make(map[string][]float64)
+		for range b.rounds {
+			for _, v := range ways() {
+				if v.name == "mosquitto's bridge" && limits[qos][1] == 0 {
+					continue
 				}
-			}
-		})
-	}
-	if rate, err = u.rate(ctx); err != nil {
-		return rate, err
-	}
-	looking.Wait()
-	stop()
-	if l := s.out.Ledger(); l.Delivered+l.Stored != uint64(n) || l.Difference() != 0 {
-		err = fmt.Errorf("ledger %+v", l)
-	}
-	return rate, err
-}
-
-// source is a buffer with a bridge.
-type source struct {
-	*bufferStore
-	out    bridge.Outboxes
-	reader *buffer.Reader
-	bridge *bridge.Bridge
-	qos    byte
-	timed  bool // payloads begin with the time
-	live   bool // messages that cannot go soon are replayed
-}
-
-func (b *bridgeBench) openSource(u *upstreamPeer, qos byte) (*source, func() error, error) {
-	dir, remove, err := b.folder()
-	if err != nil {
-		return nil, nil, err
-	}
-	s := &source{qos: qos}
-	if s.bufferStore, err = openBuffer(dir, buffer.Options{}); err != nil {
-		return nil, nil, err
-	}
-	if s.out, err = bridge.OpenOutboxes(s.b, "bridge/bench/0"); err != nil {
-		return nil, nil, err
-	}
-	if s.reader, err = s.b.Reader(s.out[:]...); err != nil {
-		return nil, nil, err
-	}
-	s.bridge, err = bridge.New(s.reader, s.out, bridge.Options{
-		Upstream: []string{"mqtt://" + u.gate.addr()}, ClientID: "bench", Window: bridgeWindow,
-		Backoff: bridge.Backoff{First: 50 * time.Millisecond, Max: 200 * time.Millisecond},
-	})
-	return s, func() error {
-		s.reader.Close()
-		err := s.close()
-		remove()
-		return err
-	}, err
-}
-
-func (s *source) append(payload []byte, urgent bool, r buffer.Receipt) error {
-	out := s.out[buffer.Telemetry]
-	if s.live && !s.bridge.Live() {
-		out = s.out[bridge.Replay]
-	}
-	if s.timed {
-		payload = slices.Clone(payload)
-		binary.BigEndian.PutUint64(payload, uint64(time.Now().UnixNano()))
-	}
-	m := &buffer.Message{Topic: upstreamTopic, Payload: payload, QoS: 1, Urgent: urgent, Copies: []buffer.Copy{{Outbox: out, QoS: s.qos}}}
-	return s.b.Append(context.Background(), buffer.Telemetry, m, r)
-}
-
-// run runs the bridge until stop.
-func (s *source) run(ctx context.Context) (stop func()) {
-	ctx, cancel := context.WithCancel(ctx)
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		_ = s.bridge.Run(ctx) // what it did not do is missing
-	}()
-	return func() {
-		cancel()
-		<-ended
-	}
-}
-
-// measureBacklog measures how fast what an outage has left drains while 1,000 a
-// second come in, and with live-first how long those take.
-func (b *bridgeBench) measureBacklog(ctx context.Context) error {
-	n := b.size(2_600_000)
-	for _, live := range []bool{false, true} {
-		if err := b.backlog(ctx, n, live); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (b *bridgeBench) backlog(ctx context.Context, n int, live bool) (err error) {
-	u, err := b.upstream(ctx, 0, n, 0)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, u.stop()) }()
-	s, remove, err := b.openSource(u, 1)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, remove()) }()
-	s.live = live
-	if err := fillFast(s, n); err != nil {
-		return err
-	}
-	u.gate.open()
-	stop := s.run(ctx)
-	defer stop()
-	for !s.bridge.Status().Connected {
-		if err := sleep(ctx, 10*time.Millisecond); err != nil {
-			return err
-		}
-	}
-	s.timed = true
-	feeding, enough := context.WithCancel(ctx)
-	defer enough()
-	var fed sync.WaitGroup
-	var feedErr error
-	var receipts batch
-	fed.Go(func() {
-		_, feedErr = appendAt(feeding, s, 1000, true, func() buffer.Receipt { receipts.Add(1); return &receipts })
-	})
-	rate, err := u.rate(ctx) // of as many as the backlog has, live ones among them
-	enough()
-	fed.Wait()
-	if err = errors.Join(err, feedErr, receipts.wait()); err != nil {
-		return err
-	}
-	name := fmt.Sprintf("%d stored, 1,000/s live, ordered", n)
-	if live {
-		name = fmt.Sprintf("%d stored, 1,000/s live, live-first", n)
-	}
-	b.atLeast("backlog", name+": drained", rate, 10_000, "messages/s")
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	if live {
-		b.atMost("backlog", name+": p99 of the live ones", percentile(u.took, 99).Seconds(), 2, "s")
-	}
-	return nil
-}
-
-// rawWriter sends as fast as it can with a window, and waits for all answers.
-func rawWriter(ctx context.Context, addr, topic string, qos byte, n int) error {
-	nc, err := net.Dial("tcp", addr)
-	if err != nil {
-		return err
-	}
-	defer nc.Close()
-	r, w := bufio.NewReaderSize(nc, 16<<10), bufio.NewWriterSize(nc, 64<<10)
-	connect := packets.Connect{ProtocolName: "MQTT", ProtocolVersion: 5, ClientID: "bench-raw", CleanStart: true, KeepAlive: 60, Properties: &packets.Properties{}}
-	if _, err := connect.WriteTo(w); err != nil {
-		return err
-	}
-	if err := w.Flush(); err != nil {
-		return err
-	}
-	if _, err := packets.ReadPacket(r); err != nil {
-		return err
-	}
-	var mu sync.Mutex // guards w
-	slots := make(chan struct{}, bridgeWindow)
-	answered := make(chan error, 1)
-	go func() {
-		for left := n; qos > 0 && left > 0; {
-			p, err := packets.ReadPacket(r)
-			if err != nil {
-				answered <- err
-				return
-			}
-			switch p.Type {
-			case packets.PUBREC:
-				mu.Lock()
-				rel := packets.Pubrel{PacketID: p.PacketID(), Properties: &packets.Properties{}}
-				rel.WriteTo(w)
-				mu.Unlock()
-			case packets.PUBACK, packets.PUBCOMP:
-				<-slots
-				left--
-			}
-			if qos == 2 && r.Buffered() == 0 {
-				mu.Lock()
-				w.Flush()
-				mu.Unlock()
-			}
-		}
-		answered <- nil
-	}()
-	p := packets.Publish{Topic: topic, QoS: qos, Properties: &packets.Properties{}}
-	for i := range n {
-		if qos > 0 {
-			select {
-			case slots <- struct{}{}:
-			default:
-				mu.Lock()
-				err := w.Flush()
-				mu.Unlock()
+				r, err := b.rate(ctx, v, qos, b.messages, 0, 0)
 				if err != nil {
-					return err
+					return fmt.Errorf("QoS %d, %s: %w", qos, v.name, err)
 				}
-				select {
-				case slots <- struct{}{}:
-				case err := <-answered:
-					return err
-				case <-ctx.Done():
-					return context.Cause(ctx)
-				}
+				rates[v.name] = append(rates[v.name], r)
 			}
-			p.PacketID = uint16(i%60_000 + 1)
 		}
-		p.Payload = payloads()[i%len(payloads())]
-		mu.Lock()
-		_, err := p.WriteTo(w)
-		mu.Unlock()
-		if err != nil {
-			return err
+		var ratios [2][]float64
+		for i, ours := range rates["fieldferry"] {
+			ratios[0] = append(ratios[0], ours/rates["raw writer"][i])
+			if len(rates["mosquitto's bridge"]) > 0 {
+				ratios[1] = append(ratios[1], ours/rates["mosquitto's bridge"][i])
+			}
+		}
+		for _, v := range ways() {
+			if r := rates[v.name]; len(r) > 0 {
+				b.add("rates", fmt.Sprintf("QoS %d: %s", qos, v.name), median(r), "messages/s")
+			}
+		}
+		b.atLeast("rates", fmt.Sprintf("QoS %d: ratio to the raw writer", qos), median(ratios[0]), limits[qos][0], "")
+		if len(ratios[1]) > 0 {
+			b.atLeast("rates", fmt.Sprintf("QoS %d: ratio to mosquitto's bridge", qos), median(ratios[1]), limits[qos][1], "")
 		}
 	}
-	mu.Lock()
-	err = w.Flush()
-	mu.Unlock()
-	return errors.Join(err, <-answered)
+	return nil
 }
 
-// mosquittoStored has another Mosquitto queue all messages for a bridge that cannot
-// connect, and then lets it.
-func (b *bridgeBench) mosquittoStored(ctx context.Context, u *upstreamPeer, qos byte) error {
-	dir, remove, err := b.folder()
+// measureFar measures a line with a round trip of 50 ms, on which the Receive Maximum
+// of the upstream is the limit.
+func (b *bridgeBench) measureFar(ctx context.Context) error {
+	const roundTrip, window = 50 * time.Millisecond, 200
+	n := b.messages / 10
+	r, err := b.rate(ctx, way{"fieldferry", ourWay}, 1, n, window, roundTrip/2)
 	if err != nil {
 		return err
 	}
-	defer remove()
-	u.gate.shut()
-	p, err := startMosquittoWith(ctx, dir, mosquittoBridge(u.gate.addr(), qos))
-	if err != nil {
-		return err
-	}
-	err = rawWriter(ctx, p.Addr, upstreamTopic, qos, b.messages)
-	if err == nil {
-		u.gate.open()
-		_, err = u.rate(ctx)
-	}
-	return errors.Join(err, p.stop())
+	most := window / roundTrip.Seconds()
+	name := fmt.Sprintf("QoS 1, round trip %v, Receive Maximum %d", roundTrip, window)
+	b.add("far", name, r, "messages/s")
+	b.atLeast("far", name+": of what the Receive Maximum allows", r/most, 0.9, "")
+	return nil
 }
 
-// mosquittoBridge is the configuration of a bridge that carries everything.
-func mosquittoBridge(addr string, qos byte) string {
-	return fmt.Sprintf("max_inflight_messages %d\nconnection bench\naddress %s\nbridge_protocol_version mqttv311\ntopic # out %d\nrestart_timeout 1\ncleansession false\nnotifications false\ntry_private false\n", bridgeWindow, addr, qos)
-}
-
-// startMosquittoWith starts a Mosquitto with more lines of configuration.
-func startMosquittoWith(ctx context.Context, dir, more string) (*peer, error) {
-	path, err := exec.LookPath("mosquitto")
-	if err != nil {
-		if path, err = exec.LookPath("/usr/sbin/mosquitto"); err != nil {
-			return nil, errors.New("there is no mosquitto to compare with: install it")
-		}
-	}
-	addr, err := freeAddr()
-	if err != nil {
-		return nil, err
-	}
-	_, port, _ := net.SplitHostPort(addr)
-	file := filepath.Join(dir, "mosquitto.conf")
-	conf := fmt.Sprintf("listener %s 127.0.0.1\nallow_anonymous true\nmax_queued_messages 0\npersistence false\nuser root\nlog_type error\n%s", port, more)
-	if err := os.WriteFile(file, []byte(conf), 0o600); err != nil {
-		return nil, err
-	}
-	return startPeer(ctx, "mosquitto", addr, exec.Command(path, "-c", file))
-}
-
-// gate is a TCP proxy that lets nobody through until it is opened, and can make the
-// way long.
-type gate struct {
-	to    string
-	delay time.Duration // of a round trip
-	ln    net.Listener
-	wg    sync.WaitGroup
-
-	mu     sync.Mutex // guards what follows
-	isOpen bool
-	closed bool
+// line is a TCP line to a server on which everything arrives later.
+type line struct {
+	net.Listener
+	server string
+	delay  time.Duration
+	ends   sync.WaitGroup
+	mu     sync.Mutex // guards conns
 	conns  []net.Conn
 }
 
-func newGate(to string, delay time.Duration) (*gate, error) {
+func startLine(server string, delay time.Duration) (*line, error) {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, err
 	}
-	g := &gate{to: to, delay: delay, ln: ln}
-	g.wg.Go(g.accept)
-	return g, nil
+	l := &line{Listener: ln, server: server, delay: delay}
+	l.ends.Go(l.accept)
+	return l, nil
 }
 
-func (g *gate) addr() string { return g.ln.Addr().String() }
-
-func (g *gate) open() { g.set(true) }
-func (g *gate) shut() { g.set(false) }
-
-// used reports whether somebody came through.
-func (g *gate) used() bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return len(g.conns) > 0
-}
-
-func (g *gate) set(open bool) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.isOpen = open
-}
-
-func (g *gate) accept() {
+func (l *line) accept() {
 	for {
-		in, err := g.ln.Accept()
+		c, err := l.Accept()
 		if err != nil {
 			return
 		}
-		g.mu.Lock()
-		open := g.isOpen && !g.closed
-		g.mu.Unlock()
-		out, err := net.Dial("tcp", g.to)
-		if !open || err != nil {
-			in.Close()
-			if err == nil {
-				out.Close()
-			}
+		s, err := net.Dial("tcp", l.server)
+		if err != nil {
+			c.Close()
 			continue
 		}
-		g.mu.Lock()
-		g.conns = append(g.conns, in, out)
-		g.mu.Unlock()
-		g.wg.Go(func() { g.carry(out, in) })
-		g.wg.Go(func() { g.carry(in, out) })
+		l.mu.Lock()
+		l.conns = append(l.conns, c, s)
+		l.mu.Unlock()
+		l.ends.Go(func() { l.carry(c, s) })
+		l.ends.Go(func() { l.carry(s, c) })
 	}
 }
 
-// carry copies until one side ends.
-func (g *gate) carry(to, from net.Conn) {
-	defer to.Close()
-	defer from.Close()
-	if g.delay == 0 {
-		_, _ = io.Copy(to, from) // an end is an end
-		return
+// carry brings what one end writes to the other, later.
+func (l *line) carry(from, to net.Conn) {
+	type piece struct {
+		data []byte
+		at   time.Time
 	}
-	type late struct {
-		p  []byte
-		at time.Time
-	}
-	way := make(chan late, 4096)
-	g.wg.Go(func() {
-		for l := range way {
-			time.Sleep(time.Until(l.at))
-			if _, err := to.Write(l.p); err != nil {
+	pieces := make(chan piece, 1<<16)
+	l.ends.Go(func() {
+		defer to.Close()
+		for p := range pieces {
+			time.Sleep(time.Until(p.at))
+			if _, err := to.Write(p.data); err != nil {
 				from.Close()
 			}
 		}
 	})
-	defer close(way)
+	defer close(pieces)
+	buf := make([]byte, 64<<10)
 	for {
-		p := make([]byte, 16<<10)
-		n, err := from.Read(p)
+		n, err := from.Read(buf)
 		if n > 0 {
-			way <- late{p[:n], time.Now().Add(g.delay / 2)}
+			pieces <- piece{slices.Clone(buf[:n]), time.Now().Add(l.delay)}
 		}
 		if err != nil {
 			return
@@ -729,15 +458,71 @@ func (g *gate) carry(to, from net.Conn) {
 	}
 }
 
-// Close ends all connections and waits for them.
-func (g *gate) Close() {
-	g.mu.Lock()
-	g.closed = true
-	conns := g.conns
-	g.mu.Unlock()
-	g.ln.Close()
-	for _, c := range conns {
+// Close ends the line and everything on it.
+func (l *line) Close() error {
+	err := l.Listener.Close()
+	l.mu.Lock()
+	for _, c := range l.conns {
 		c.Close()
 	}
-	g.wg.Wait()
+	l.mu.Unlock()
+	l.ends.Wait()
+	return err
+}
+
+func bridgeCommand() *cobra.Command {
+	b := &bridgeBench{}
+	all := []string{"rates", "through", "far", "backlog"}
+	var parts []string
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "bridge",
+		Short: "Measure the bridge against a raw writer and Mosquitto's bridge",
+		Long: `bridge stores messages of 200 bytes, starts a Mosquitto as the upstream, and
+measures how fast they arrive there, from the first to the last: with Fieldferry, out
+of its buffer; with a Mosquitto that has stored them for its bridge; and with a writer
+that makes them with paho.golang/packets and has 1,000 under way. All in turns; each
+has a new upstream, and one subscriber there that counts.
+
+The parts: rates (QoS 1 and 2), through (while a client publishes on the local broker),
+far (a round trip of 50 ms), backlog (what an outage has left, while more comes in).`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			b.out = cmd.ErrOrStderr()
+			for _, p := range parts {
+				if !slices.Contains(all, p) {
+					return usageError{fmt.Errorf("there is no part %q: use some of %s", p, strings.Join(all, ", "))}
+				}
+			}
+			dir, err := os.MkdirTemp(b.dir, "fieldbench-")
+			if err != nil {
+				return err
+			}
+			defer os.RemoveAll(dir)
+			if b.dir, err = filepath.Abs(dir); err != nil {
+				return err
+			}
+			if err := b.begin(); err != nil {
+				return err
+			}
+			measure := map[string]func(context.Context) error{"rates": b.measureRates, "through": b.measureThrough, "far": b.measureFar, "backlog": b.measureBacklog}
+			for _, p := range all {
+				if len(parts) > 0 && !slices.Contains(parts, p) {
+					continue
+				}
+				if err := measure[p](cmd.Context()); err != nil {
+					return fmt.Errorf("%s: %w", p, err)
+				}
+			}
+			return b.end(cmd.OutOrStdout(), asJSON)
+		},
+	}
+	f := cmd.Flags()
+	f.StringSliceVar(&parts, "part", nil, "the parts to measure; all if it is not given")
+	f.IntVar(&b.rounds, "rounds", 3, "how often all take turns; the medians count")
+	f.IntVar(&b.messages, "messages", 100_000, "how many go upstream in a turn")
+	f.StringVar(&b.dir, "dir", "", "folder on the disk to measure on; the temporary one if it is not given")
+	f.BoolVar(&b.full, "full", false, "measure a backlog of 2.6 million; else a tenth")
+	f.BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
 }

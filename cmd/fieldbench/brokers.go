@@ -128,6 +128,11 @@ func startOurs(ctx context.Context, dir, site string) (*peer, error) {
 
 // startMosquitto starts Mosquitto without limits on what is under way.
 func startMosquitto(ctx context.Context, dir string) (*peer, error) {
+	return startMosquittoWith(ctx, dir, "max_inflight_messages 0\npersistence false\n")
+}
+
+// startMosquittoWith starts Mosquitto with more in its configuration.
+func startMosquittoWith(ctx context.Context, dir, more string) (*peer, error) {
 	path, err := exec.LookPath("mosquitto")
 	if err != nil {
 		if path, err = exec.LookPath("/usr/sbin/mosquitto"); err != nil {
@@ -140,7 +145,7 @@ func startMosquitto(ctx context.Context, dir string) (*peer, error) {
 	}
 	_, port, _ := net.SplitHostPort(addr)
 	file := filepath.Join(dir, "mosquitto.conf")
-	conf := fmt.Sprintf("listener %s 127.0.0.1\nallow_anonymous true\nmax_queued_messages 0\nmax_inflight_messages 0\npersistence false\nuser root\n", port)
+	conf := fmt.Sprintf("allow_anonymous true\nmax_queued_messages 0\nuser root\nlistener %s 127.0.0.1\n%s", port, more)
 	if err := os.WriteFile(file, []byte(conf), 0o600); err != nil {
 		return nil, err
 	}

@@ -30,6 +30,7 @@ type plainLog struct {
 	closed  bool
 	last    int           // segment that is written
 	ends    map[int]int64 // durable bytes of each segment
+	written int64         // commits
 
 	// Of the reader.
 	segment int
@@ -137,8 +138,15 @@ func (l *plainLog) write(p []byte) error {
 	l.size += int64(len(p))
 	l.mu.Lock()
 	l.ends[l.last] = l.size
+	l.written++
 	l.mu.Unlock()
 	return nil
+}
+
+func (l *plainLog) commits() int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.written
 }
 
 // next takes up to take messages and checks them.

@@ -40,6 +40,8 @@ type store interface {
 	append(payload []byte, urgent bool, r buffer.Receipt) error
 	// next takes the next messages, as many as are there, and settles them.
 	next() (int, error)
+	// commits is how many there were, as long as nothing is drained.
+	commits() int64
 	close() error
 }
 
@@ -106,6 +108,8 @@ func (s *bufferStore) next() (int, error) {
 	return n, err
 }
 
+func (s *bufferStore) commits() int64 { return s.b.Stats().Blocks }
+
 func (s *bufferStore) close() error {
 	s.reader.Close()
 	return s.b.Close()
@@ -117,8 +121,8 @@ type receipt chan error
 func (r receipt) Stored(err error) { r <- err }
 
 // appendFor has so many goroutines append one message after the other and
-// returns how many were stored a second.
-func appendFor(s store, waiting int, d time.Duration) (perSecond float64, err error) {
+// returns how many were stored, in all and a second.
+func appendFor(s store, waiting int, d time.Duration) (n int, perSecond float64, err error) {
 	var stored atomic.Int64
 	var failed atomic.Pointer[error]
 	var wg sync.WaitGroup
@@ -141,9 +145,9 @@ func appendFor(s store, waiting int, d time.Duration) (perSecond float64, err er
 	}
 	wg.Wait()
 	if err := failed.Load(); err != nil {
-		return 0, *err
+		return 0, 0, *err
 	}
-	return float64(stored.Load()) / time.Since(began).Seconds(), nil
+	return int(stored.Load()), float64(stored.Load()) / time.Since(began).Seconds(), nil
 }
 
 // batch counts the appends that are on their way.

@@ -77,14 +77,20 @@ func workerCommand() *cobra.Command {
 // worker is a process that has done its job and waits.
 type worker struct{ cmd *exec.Cmd }
 
+// limits are those of a worker.
+type limits struct {
+	group *memoryGroup // nil is none
+	env   []string
+}
+
 // run has a process of its own do a job. A worker that waits must be killed.
-func (j job) run(ctx context.Context, env ...string) (out outcome, w *worker, err error) {
+func (j job) run(ctx context.Context, l limits) (out outcome, w *worker, err error) {
 	self, err := os.Executable()
 	if err != nil {
 		return out, nil, err
 	}
 	cmd := exec.CommandContext(ctx, self, "buffer", "worker")
-	cmd.Env = append(os.Environ(), env...)
+	cmd.Env = append(os.Environ(), l.env...)
 	cmd.Stderr = os.Stderr
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
@@ -97,7 +103,13 @@ func (j job) run(ctx context.Context, env ...string) (out outcome, w *worker, er
 	if err := cmd.Start(); err != nil {
 		return out, nil, err
 	}
-	err = json.NewEncoder(stdin).Encode(j)
+	// It has nothing to do before it knows its job.
+	if l.group != nil {
+		err = l.group.add(cmd.Process.Pid)
+	}
+	if err == nil {
+		err = json.NewEncoder(stdin).Encode(j)
+	}
 	if err == nil {
 		err = json.NewDecoder(bufio.NewReader(stdout)).Decode(&out)
 	}

@@ -23,7 +23,7 @@ const (
 	maxKeys         = 4_000     // of one block map
 	maxBlank        = 100       // empty lines in a row
 	maxTabs         = 2_000     // of one file
-	maxNodes        = 200_000   // of all files, aliases counted each time they are used
+	maxNodes        = 150_000   // of all files, aliases counted each time they are used
 	maxText         = 64 << 10  // bytes of one scalar after references are replaced, and of a ${file:}
 	maxRange        = 10_000    // steps of one range
 	maxDevices      = 10_000    // of all adapters

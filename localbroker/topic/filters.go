@@ -1,9 +1,6 @@
 package topic
 
-import (
-	"slices"
-	"strings"
-)
+import "strings"
 
 // Filters holds values under topic filters and finds those whose filter
 // matches a name. Finding takes time with the levels of the name and the
@@ -15,10 +12,10 @@ type Filters[T comparable] struct {
 }
 
 type filterNode[T comparable] struct {
-	children map[string]*filterNode[T] // by level
-	plus     *filterNode[T]            // the level +
-	here     []T                       // of the filter that ends here
-	below    []T                       // of the filter that goes on with just #
+	children children[filterNode[T]]
+	plus     *filterNode[T] // the level +
+	here     values[T]      // of the filter that ends here
+	below    values[T]      // of the filter that goes on with just #
 }
 
 // Add puts v under filter, which is valid and has no share. A value is under a
@@ -30,7 +27,9 @@ func (f *Filters[T]) Add(filter string, v T) {
 		level, filter, more = strings.Cut(filter, "/")
 		switch level {
 		case "#":
-			f.n += add(&n.below, v)
+			if n.below.add(v) {
+				f.n++
+			}
 			return
 		case "+":
 			if n.plus == nil {
@@ -38,18 +37,17 @@ func (f *Filters[T]) Add(filter string, v T) {
 			}
 			n = n.plus
 		default:
-			child := n.children[level]
+			child := n.children.get(level)
 			if child == nil {
-				if n.children == nil {
-					n.children = make(map[string]*filterNode[T])
-				}
 				child = new(filterNode[T])
-				n.children[strings.Clone(level)] = child
+				n.children.put(level, child)
 			}
 			n = child
 		}
 	}
-	f.n += add(&n.here, v)
+	if n.here.add(v) {
+		f.n++
+	}
 }
 
 // Remove takes v from under filter and reports whether it was there.
@@ -78,9 +76,9 @@ type matcher[T comparable] struct {
 	filters int
 }
 
-func (m *matcher[T]) take(values []T) {
-	if len(values) > 0 {
-		m.values = append(m.values, values...)
+func (m *matcher[T]) take(v *values[T]) {
+	if v.n > 0 {
+		m.values = v.appendTo(m.values)
 		m.filters++
 	}
 }
@@ -90,10 +88,10 @@ func (m *matcher[T]) take(values []T) {
 func (m *matcher[T]) walk(n *filterNode[T], name string, literal bool) {
 	level, rest, more := strings.Cut(name, "/")
 	if !literal {
-		m.take(n.below)
+		m.take(&n.below)
 		m.step(n.plus, rest, more)
 	}
-	m.step(n.children[level], rest, more)
+	m.step(n.children.get(level), rest, more)
 }
 
 func (m *matcher[T]) step(n *filterNode[T], rest string, more bool) {
@@ -102,8 +100,8 @@ func (m *matcher[T]) step(n *filterNode[T], rest string, more bool) {
 	case more:
 		m.walk(n, rest, false)
 	default:
-		m.take(n.here)
-		m.take(n.below) // a/# matches a
+		m.take(&n.here)
+		m.take(&n.below) // a/# matches a
 	}
 }
 
@@ -111,41 +109,24 @@ func (m *matcher[T]) step(n *filterNode[T], rest string, more bool) {
 func (n *filterNode[T]) remove(filter string, v T) bool {
 	level, rest, more := strings.Cut(filter, "/")
 	if level == "#" {
-		return drop(&n.below, v)
+		return n.below.remove(v)
 	}
 	child := n.plus
 	if level != "+" {
-		child = n.children[level]
+		child = n.children.get(level)
 	}
 	if child == nil {
 		return false
 	}
-	if more && !child.remove(rest, v) || !more && !drop(&child.here, v) {
+	if more && !child.remove(rest, v) || !more && !child.here.remove(v) {
 		return false
 	}
-	if len(child.children)+len(child.here)+len(child.below) == 0 && child.plus == nil {
+	if child.children.n+child.here.n+child.below.n == 0 && child.plus == nil {
 		if level == "+" {
 			n.plus = nil
 		} else {
-			delete(n.children, level)
+			n.children.remove(level)
 		}
 	}
-	return true
-}
-
-func add[T comparable](list *[]T, v T) int {
-	if slices.Contains(*list, v) {
-		return 0
-	}
-	*list = append(*list, v)
-	return 1
-}
-
-func drop[T comparable](list *[]T, v T) bool {
-	i := slices.Index(*list, v)
-	if i < 0 {
-		return false
-	}
-	*list = slices.Delete(*list, i, i+1)
 	return true
 }

@@ -11,7 +11,7 @@ type Names[T any] struct {
 }
 
 type nameNode[T any] struct {
-	children map[string]*nameNode[T] // by level
+	children children[nameNode[T]]
 	value    T
 	set      bool
 }
@@ -22,13 +22,10 @@ func (s *Names[T]) Set(name string, v T) {
 	for more := true; more; {
 		var level string
 		level, name, more = strings.Cut(name, "/")
-		child := n.children[level]
+		child := n.children.get(level)
 		if child == nil {
-			if n.children == nil {
-				n.children = make(map[string]*nameNode[T])
-			}
 			child = new(nameNode[T])
-			n.children[strings.Clone(level)] = child
+			n.children.put(level, child)
 		}
 		n = child
 	}
@@ -44,7 +41,7 @@ func (s *Names[T]) Get(name string) (v T, ok bool) {
 	for more := true; more && n != nil; {
 		var level string
 		level, name, more = strings.Cut(name, "/")
-		n = n.children[level]
+		n = n.children.get(level)
 	}
 	if n == nil {
 		return v, false
@@ -63,7 +60,7 @@ func (s *Names[T]) Delete(name string) bool {
 
 func (n *nameNode[T]) remove(name string) bool {
 	level, rest, more := strings.Cut(name, "/")
-	child := n.children[level]
+	child := n.children.get(level)
 	switch {
 	case child == nil:
 		return false
@@ -77,8 +74,8 @@ func (n *nameNode[T]) remove(name string) bool {
 		var none T
 		child.value, child.set = none, false
 	}
-	if !child.set && len(child.children) == 0 {
-		delete(n.children, level)
+	if !child.set && child.children.n == 0 {
+		n.children.remove(level)
 	}
 	return true
 }
@@ -98,14 +95,14 @@ func (n *nameNode[T]) match(dst []T, filter string, first bool) []T {
 	case "#":
 		return n.all(dst, first)
 	case "+":
-		for name, child := range n.children {
+		for name, child := range n.children.all() {
 			if !first || !hidden(name) {
 				dst = child.step(dst, rest, more)
 			}
 		}
 		return dst
 	}
-	if child := n.children[level]; child != nil {
+	if child := n.children.get(level); child != nil {
 		dst = child.step(dst, rest, more)
 	}
 	return dst
@@ -126,7 +123,7 @@ func (n *nameNode[T]) all(dst []T, first bool) []T {
 	if n.set {
 		dst = append(dst, n.value)
 	}
-	for name, child := range n.children {
+	for name, child := range n.children.all() {
 		if !first || !hidden(name) {
 			dst = child.all(dst, false)
 		}
