@@ -1,7 +1,10 @@
 package bridge
 
 import (
+	"bytes"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -252,11 +255,54 @@ func TestCleanStart(t *testing.T) {
 		for _, c := range r.up.Connects() {
 			got = append(got, fmt.Sprint(strings.TrimPrefix(c.URL, "mqtt://"), c.Packet.CleanStart))
 		}
-		// a is the last again, because only b was refused in between
+		// a is the last again: b has refused
 		if want := []string{"atrue", "btrue", "afalse"}; !slices.Equal(got[:3], want) {
 			t.Errorf("CONNECTs %q", got)
 		}
 	}, upstreamtest.Script{Publish: nil, Disconnect: 0x8B}, upstreamtest.Script{Code: 0x88}, upstreamtest.Script{})
+}
+
+// What the upstream has halfway and the disk has lost is released all the same: its
+// id would otherwise swallow a message that gets it next.
+func TestUnreadableIsReleased(t *testing.T) {
+	run(t, "a damaged block", Options{}, func(t *testing.T, r *rig) {
+		for _, p := range series(1, 10, "") {
+			r.put(buffer.Telemetry, buffer.Copy{QoS: 2}, message(p)) // a block each
+		}
+		r.start()
+		synctest.Wait()
+		if n := r.up.Half(); n != 10 {
+			t.Fatalf("%d messages are halfway, want all", n)
+		}
+		r.halt()
+		r.reopen(func(dir string) {
+			files, err := filepath.Glob(filepath.Join(dir, "telemetry", "*.db"))
+			if err != nil || len(files) != 1 {
+				t.Fatalf("files %q, %v", files, err)
+			}
+			p, err := os.ReadFile(files[0])
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !bytes.Contains(p, []byte("t-5")) {
+				t.Fatal("t-5 does not stand in the file")
+			}
+			p = bytes.ReplaceAll(p, []byte("t-5"), []byte("t?5"))
+			if err := os.WriteFile(files[0], p, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		})
+		r.restart("next process", Options{}, upstreamtest.Script{})
+		r.start()
+		r.untilEmpty()
+		r.until("nothing halfway", func() bool { return r.up.Half() == 0 })
+		if got := r.delivered(); !slices.Equal(got, series(1, 10, "")) {
+			t.Errorf("a subscriber got %q", got)
+		}
+		if l := r.out.Ledger(); l.Delivered != 9 || l.Dropped["quarantined"] != 1 {
+			t.Errorf("ledger %+v", l)
+		}
+	}, upstreamtest.Script{CutSent: 11}, upstreamtest.Script{Unreachable: true})
 }
 
 // All three QoS in one stream, and what is in between of another class.

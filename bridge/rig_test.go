@@ -22,6 +22,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 type rig struct {
 	t      *testing.T
 	name   string
+	dir    string
 	buffer *buffer.Buffer
 	out    Outboxes
 	reader *buffer.Reader
@@ -33,17 +34,8 @@ type rig struct {
 
 func newRig(t *testing.T, o Options, scripts ...upstreamtest.Script) *rig {
 	t.Helper()
-	r := &rig{t: t, ended: make(chan error, 1)}
-	var err error
-	if r.buffer, err = buffer.Open(t.TempDir(), buffer.Options{}); err != nil {
-		t.Fatal(err)
-	}
-	if r.out, err = OpenOutboxes(r.buffer, "bridge/test/0"); err != nil {
-		t.Fatal(err)
-	}
-	if r.reader, err = r.buffer.Reader(r.out[:]...); err != nil {
-		t.Fatal(err)
-	}
+	r := &rig{t: t, dir: t.TempDir(), ended: make(chan error, 1)}
+	r.open()
 	t.Cleanup(func() {
 		r.stop()
 		r.reader.Close()
@@ -53,6 +45,31 @@ func newRig(t *testing.T, o Options, scripts ...upstreamtest.Script) *rig {
 	})
 	r.next("", o, scripts...)
 	return r
+}
+
+func (r *rig) open() {
+	r.t.Helper()
+	var err error
+	if r.buffer, err = buffer.Open(r.dir, buffer.Options{}); err != nil {
+		r.t.Fatal(err)
+	}
+	if r.out, err = OpenOutboxes(r.buffer, "bridge/test/0"); err != nil {
+		r.t.Fatal(err)
+	}
+	if r.reader, err = r.buffer.Reader(r.out[:]...); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// reopen closes the buffer, lets something happen to its folder, and opens it.
+func (r *rig) reopen(meanwhile func(dir string)) {
+	r.t.Helper()
+	r.reader.Close()
+	if err := r.buffer.Close(); err != nil {
+		r.t.Fatal(err)
+	}
+	meanwhile(r.dir)
+	r.open()
 }
 
 // next replaces bridge and upstream; the buffer stays.

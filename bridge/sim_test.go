@@ -30,11 +30,11 @@ var (
 // TestSimulation runs a bridge and its buffer on a machine on which everything that
 // can fail does, at random but from a seed, against an upstream that is as unkind:
 // the process is killed and the power cut before and after every write, writes fail,
-// connections are cut at any byte, frozen, refused and taken over, limits change, and
-// in some seeds the upstream loses our session, or stops and starts without it. In
-// the end every message that was acknowledged must have been delivered or stand in
-// the ledger as something else, the first arrivals of a class in order; one with QoS
-// 2 once, unless the upstream lost the session in between.
+// connections are cut at any byte, frozen, refused and taken over, limits change,
+// messages expire and are dropped for want of room, and in some seeds the upstream
+// loses our session. In the end every message that was acknowledged must have been
+// delivered or stand in the ledger as something else, the first arrivals of a class
+// in order; one with QoS 2 once, unless the upstream lost the session in between.
 func TestSimulation(t *testing.T) {
 	first, n := uint64(1), uint64(*seeds)
 	if testing.Short() {
@@ -54,7 +54,7 @@ func TestSimulation(t *testing.T) {
 			t.Fatalf("seed %d failed: run again with -seed %d", s, s)
 		}
 	}
-	if n > 50 && min(sum.crashes, sum.delivered, sum.repeated, sum.lost, sum.uncertain, sum.expired, sum.parked) == 0 {
+	if n > 50 && min(sum.crashes, sum.delivered, sum.repeated, sum.lost, sum.uncertain, sum.expired, sum.dropped, sum.parked) == 0 {
 		t.Error("the simulation does nothing")
 	}
 	t.Logf("%d seeds: %+v", n, sum)
@@ -62,7 +62,7 @@ func TestSimulation(t *testing.T) {
 
 // simCounts say what a simulation has seen.
 type simCounts struct {
-	crashes, delivered, repeated, lost, uncertain, expired, parked int
+	crashes, delivered, repeated, lost, uncertain, expired, dropped, parked int
 }
 
 func (c *simCounts) add(o *simCounts) {
@@ -72,6 +72,7 @@ func (c *simCounts) add(o *simCounts) {
 	c.lost += o.lost
 	c.uncertain += o.uncertain
 	c.expired += o.expired
+	c.dropped += o.dropped
 	c.parked += o.parked
 }
 
@@ -87,6 +88,7 @@ type world struct {
 
 	loses, drops bool // the upstream loses sessions; what that makes uncertain is dropped
 	release      bool // the upstream delivers QoS 2 at PUBREL
+	limits       buffer.Limits
 
 	b      *buffer.Buffer
 	out    Outboxes
@@ -109,6 +111,9 @@ func newWorld(t *testing.T, seed uint64) *world {
 	w.loses = w.dice.IntN(3) == 0
 	w.drops = w.dice.IntN(2) == 0
 	w.release = w.dice.IntN(2) == 0
+	if w.dice.IntN(4) == 0 {
+		w.limits.MaxBytes = 6 << 10
+	}
 	lenient, inUse := !w.loses && w.dice.IntN(2) == 0, w.dice.IntN(2) == 0
 	rnd := rand.New(rand.NewPCG(seed, 6))
 	var scripts []upstreamtest.Script
@@ -234,7 +239,7 @@ func (w *world) start(faults bool) bool {
 	}
 	logger := slog.New(slog.NewTextHandler(w.machine, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	var err error
-	w.b, err = buffer.OpenParts(parts, buffer.Options{GenerationBytes: 4 << 10, Clock: w.machine, Logger: logger})
+	w.b, err = buffer.OpenParts(parts, buffer.Options{GenerationBytes: 1 << 10, Limits: w.limits, Clock: w.machine, Logger: logger})
 	if err == nil {
 		w.out, err = OpenOutboxes(w.b, "bridge/sim/0")
 	}
@@ -426,6 +431,7 @@ func (w *world) finish() {
 	}
 	w.counts.parked += int(l.Parked)
 	w.counts.expired += int(l.Dropped["expired"])
+	w.counts.dropped += int(l.Dropped["oldest"] + l.Dropped["full"])
 }
 
 // checkOrder wants the first arrivals of a class in their order. With QoS 0, what got
