@@ -143,6 +143,10 @@ const (
 	// be made at once.
 	stableAfter = 10 * time.Second
 
+	// twinPause is between attempts while another client takes the session again and
+	// again, however short Backoff is.
+	twinPause = time.Second
+
 	defaultKeepalive     = 30 * time.Second
 	maxKeepalive         = math.MaxUint16 * time.Second
 	defaultSessionExpiry = 7 * 24 * time.Hour
@@ -202,7 +206,8 @@ func (b *Bridge) Run(ctx context.Context) error {
 	if err := b.load(); err != nil {
 		return err
 	}
-	for attempt, at := 0, 0; sleep(ctx, b.o.Backoff.delay(attempt)); attempt++ {
+	var twin bool // the last connection ended because another client has our id
+	for attempt, at := 0, 0; sleep(ctx, b.pause(attempt, twin)); attempt++ {
 		for range b.urls {
 			u := b.urls[at]
 			lasted, err := b.serve(ctx, u)
@@ -212,7 +217,7 @@ func (b *Bridge) Run(ctx context.Context) error {
 			if failed := (*bufferError)(nil); errors.As(err, &failed) {
 				return err
 			}
-			b.failed(u, err)
+			twin = b.failed(u, err)
 			if lasted >= stableAfter {
 				attempt = -1 // the session is there: again at once
 				break
@@ -224,6 +229,15 @@ func (b *Bridge) Run(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// pause is how long to wait before an attempt.
+func (b *Bridge) pause(attempt int, twin bool) time.Duration {
+	d := b.o.Backoff.delay(attempt)
+	if twin && attempt > 0 {
+		d = max(d, twinPause)
+	}
+	return d
 }
 
 // sleep reports whether ctx is still going on after d.
@@ -310,9 +324,11 @@ func (b *Bridge) disconnected() {
 	b.status.Connected, b.status.Since = false, time.Now()
 }
 
-func (b *Bridge) failed(u *url.URL, err error) {
+// failed notes how a connection ended, or why there was none, and reports whether
+// another client has taken the session.
+func (b *Bridge) failed(u *url.URL, err error) (taken bool) {
 	var r *ReasonError
-	taken := errors.As(err, &r) && r.Packet == "DISCONNECT" && r.Code == codeTakenOver
+	taken = errors.As(err, &r) && r.Packet == "DISCONNECT" && r.Code == codeTakenOver
 	b.log.Warn("upstream connection failed", "url", u.Redacted(), "error", err)
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -323,6 +339,7 @@ func (b *Bridge) failed(u *url.URL, err error) {
 		b.status.Since = time.Now()
 	}
 	b.status.URL, b.status.LastError = u.Redacted(), err.Error()
+	return taken
 }
 
 // Live reports whether new telemetry can be sent soon: the bridge is connected, and

@@ -95,6 +95,20 @@ func TestTakeover(t *testing.T) {
 	}, upstreamtest.Script{}, upstreamtest.Script{Disconnect: 0x8E})
 }
 
+// Not even a short back-off lets two clients with one id chase each other.
+func TestTakeoverWithShortBackoff(t *testing.T) {
+	run(t, "twin", Options{Backoff: Backoff{First: 10 * time.Millisecond, Max: 10 * time.Millisecond}}, func(t *testing.T, r *rig) {
+		r.start()
+		r.until("ten connections", func() bool { return len(r.up.Connects()) >= 10 })
+		c := r.up.Connects()
+		for i := 1; i < len(c); i++ {
+			if d := c[i].At.Sub(c[i-1].At); d < time.Second {
+				t.Errorf("attempt %d came after %v", i, d)
+			}
+		}
+	}, upstreamtest.Script{Disconnect: 0x8E})
+}
+
 func TestBackoff(t *testing.T) {
 	b := Backoff{First: 100 * time.Millisecond, Max: time.Second}.withDefaults()
 	var longest [8]time.Duration

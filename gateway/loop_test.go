@@ -123,18 +123,23 @@ bridges:
 `, t.TempDir(), url))
 	waitFor(t, "bridge up", func() bool { return g.Bridges()[0].Connected })
 	all := subscribe(t, g, "#")
-	for _, m := range []struct{ topic, want string }{
-		{"acme/berlin/zone-b/sensor/ts-1/commands", "devices/ts-1/commands"},
-		{"acme/berlin/zone-b/sensor/ts-1/config", "devices/ts-1/config"},
-		{"acme/recipes/a/b/for/mixer", "recipes/mixer/a/b"},
-		{"acme/berlin/zone-x/sensor/ts-1/commands", ""},   // another zone
-		{"acme/berlin/zone-b/sensor/ts-2/commands", ""},   // no such device
-		{"acme/berlin/zone-b/sensor/ts-1/telemetry", ""},  // goes up
-		{"acme/berlin/zone-a/gateway/gw-1/telemetry", ""}, // nobody's
-		{"acme/recipes/for/mixer", "recipes/mixer"},       // {#} may be nothing
-		{"acme/berlin/zone-b/sensor/ts-1/firmware", "devices/ts-1/firmware"},
+	for _, m := range []struct {
+		topic, want string
+		retain      bool
+	}{
+		{"acme/berlin/zone-b/sensor/ts-1/commands", "devices/ts-1/commands", false},
+		{"acme/berlin/zone-b/sensor/ts-1/config", "devices/ts-1/config", false},
+		{"acme/berlin/zone-b/sensor/ts-1/config", "devices/ts-1/config", true},
+		{"acme/berlin/zone-b/sensor/ts-1/commands", "", true},
+		{"acme/recipes/a/b/for/mixer", "recipes/mixer/a/b", false},
+		{"acme/berlin/zone-x/sensor/ts-1/commands", "", false},   // another zone
+		{"acme/berlin/zone-b/sensor/ts-2/commands", "", false},   // no such device
+		{"acme/berlin/zone-b/sensor/ts-1/telemetry", "", false},  // goes up
+		{"acme/berlin/zone-a/gateway/gw-1/telemetry", "", false}, // nobody's
+		{"acme/recipes/for/mixer", "recipes/mixer", false},       // {#} may be nothing
+		{"acme/berlin/zone-b/sensor/ts-1/firmware", "devices/ts-1/firmware", false},
 	} {
-		up.Send(upstreamtest.Message{Topic: m.topic, Payload: m.topic, QoS: 1})
+		up.Send(upstreamtest.Message{Topic: m.topic, Payload: m.topic, QoS: 1, Retain: m.retain})
 		waitFor(t, "answered", func() bool { return up.Unanswered() == 0 })
 		var got string
 		for len(all) > 0 {

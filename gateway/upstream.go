@@ -37,14 +37,21 @@ func (u *upstream) deliver(ctx context.Context, m *bridge.Inbound, r buffer.Rece
 	if !ok {
 		return fmt.Errorf("no rule is for the upstream topic %q", m.Topic)
 	}
-	if u.mapper.Own(m.Props) {
-		r.Stored(nil) // our own, come back
+	if u.mapper.Own(m.Props) || m.Retain && isCommand(name) {
+		r.Stored(nil) // our own, come back; or one that would be carried out again and again
 		return nil
 	}
 	return u.publish(ctx, &localbroker.Message{
 		Topic: name, Payload: m.Payload, Props: u.mapper.Mark(m.Props), QoS: m.QoS, Retain: m.Retain, Expiry: m.Expiry,
 		Received: time.Now(), Urgent: true, ClientID: fromUpstream,
 	}, r)
+}
+
+// isCommand reports whether a local topic is that of a device's commands.
+func isCommand(name string) bool {
+	rest, ok := strings.CutPrefix(name, "devices/")
+	_, data, _ := strings.Cut(rest, "/")
+	return ok && (data == "commands" || strings.HasPrefix(data, "commands/"))
 }
 
 func openUpstream(c *config.Config, b *config.Bridge, buf *buffer.Buffer, log *slog.Logger) (*upstream, error) {
