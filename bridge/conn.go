@@ -50,7 +50,7 @@ type conn struct {
 
 	// How the session stood when it was resumed; zero in a new one.
 	resumed [len(Outboxes{})]uint64 // what has a PUBREC is up to here
-	doubt   [len(Outboxes{})]uint64 // of that, what may have been of a session before
+	doubt   doubt                   // about those
 	settled bool                    // the committer's: nothing is in doubt any more
 
 	// The reader's.
@@ -272,6 +272,10 @@ func (c *conn) writeBatch(batch []buffer.Delivery) ([]buffer.Delivery, error) {
 			return batch[i:], err
 		}
 	}
+	c.judge(c.doubt.pass(func(lane int, upTo uint64, undecided int) bool {
+		o := c.b.out[lane]
+		return o == nil || c.next[lane] > upTo || o.Marks().Settled >= upTo || o.Stored() == uint64(undecided)
+	}))
 	return nil, nil
 }
 

@@ -103,14 +103,14 @@ func (c *conn) refused(p packet, qos byte) error {
 }
 
 // completed settles the QoS 2 message that a PUBCOMP is for. One whose id the
-// upstream does not know was completed before, unless the session may be another
-// one: then nobody knows. It is not sent again all the same: a CONNACK that got lost
-// is more likely than a session that did at the same time.
+// upstream does not know was completed before, unless there is doubt.
 func (c *conn) completed(p packet) error {
 	d, out, ok := c.window.completed(p.id)
-	if ok && p.code == codeIDNotFound && out == buffer.Delivered && d.Ordinal <= c.doubt[c.b.out.lane(d.Outbox)] {
-		c.b.uncertain.Add(1)
-		out = buffer.Uncertain
+	if ok && out == buffer.Delivered {
+		if lane := c.b.out.lane(d.Outbox); c.doubt.about(lane, d.Ordinal) {
+			c.judge(c.doubt.answered(lane, copyID{d.Outbox, d.Ordinal}, p.code != codeIDNotFound))
+			return nil
+		}
 	}
 	switch {
 	case !ok || out == 0:

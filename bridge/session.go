@@ -119,7 +119,7 @@ func (c *conn) resumeSession(unsure bool) error {
 		}
 		c.resumed[lane] = o.Marks().Received
 		if unsure {
-			c.doubt[lane] = c.resumed[lane]
+			c.doubt.begin(lane, c.resumed[lane])
 		}
 	}
 	return nil
@@ -158,6 +158,9 @@ func (c *conn) resume(d *buffer.Delivery, at *progress) (done, ok bool) {
 		id := packetID(lane, d.Ordinal)
 		if !c.window.release(d, id, buffer.Delivered) {
 			return true, false
+		}
+		if c.doubt.about(lane, d.Ordinal) {
+			c.doubt.sent(lane)
 		}
 		c.w.Write(appendPubrel(nil, id))
 		return true, true
@@ -290,20 +293,21 @@ func (c *conn) commit(ctx context.Context) {
 
 // settleDoubt notes that all that was in doubt is settled.
 func (c *conn) settleDoubt() {
-	if c.settled || c.doubt == [len(Outboxes{})]uint64{} {
+	if c.settled {
 		return
 	}
-	for lane, upTo := range c.doubt {
-		if o := c.b.out[lane]; o != nil && o.Marks().Settled < upTo {
-			return
-		}
+	ever, settled := c.doubt.settled(&c.b.out)
+	if !settled {
+		return
+	}
+	if c.settled = true; !ever {
+		return
 	}
 	c.b.session.Unsure = false
 	if err := c.b.saveSession(); err != nil {
 		c.b.session.Unsure = true
 		c.b.log.Error("the next restart may count what is certain as uncertain", "error", err)
 	}
-	c.settled = true
 }
 
 func (c *conn) makeDurable(ctx context.Context, batch commit) bool {

@@ -331,7 +331,7 @@ func (c *conn) pubrel(id uint16) bool {
 	if c.script.Pubrel != nil {
 		a = c.script.Pubrel(id)
 	}
-	if a.Do == Ack && a.Code < 0x80 {
+	if (a.Do == Ack || a.Do == Hold) && a.Code < 0x80 {
 		known := false
 		c.s.update(func() {
 			var p *Publish

@@ -30,7 +30,7 @@ type Script struct {
 	Limits      packets.Properties   // of the CONNACK; the server checks that they are kept
 	LoseSession bool                 // the session is gone
 	Publish     func(Publish) Answer // what to do with each PUBLISH, it may sleep; nil acknowledges it
-	Pubrel      func(uint16) Answer  // likewise with each PUBREL; a code is that of the PUBCOMP
+	Pubrel      func(uint16) Answer  // likewise with each PUBREL; a code is that of the PUBCOMP, and Hold takes it for good without one
 	AtRelease   bool                 // QoS 2 messages are delivered at PUBREL, not at PUBLISH
 	InUse       bool                 // a repeated QoS 2 PUBLISH gets PUBREC with 0x91
 	Repeat      bool                 // each PUBREC is sent twice
