@@ -54,12 +54,14 @@ type conn struct {
 	settled bool                    // the committer's: nothing is in doubt any more
 
 	// The reader's.
-	declined bool // it declined a message
-	recs     bool // PUBRECs came that the committer was not told of
+	declined    bool          // it declined a message
+	recs        bool          // PUBRECs came that the committer was not told of
+	statusPause time.Duration // before the gateway's status goes again, the last time
 
-	mu   sync.Mutex // guards owed and rels
-	owed []byte     // packets the reader wants sent
-	rels []byte     // PUBRELs
+	mu        sync.Mutex // guards what follows
+	owed      []byte     // packets the reader wants sent
+	rels      []byte     // PUBRELs
+	statusDue time.Time  // the gateway's status is to go again then; zero is not
 }
 
 func newConn(b *Bridge, l *line) *conn {
@@ -177,6 +179,11 @@ func (c *conn) write(ctx context.Context) error {
 		if wait, err = c.writeRefused(); err != nil {
 			break
 		}
+		var status time.Duration
+		if status, err = c.announceAgain(time.Now()); err != nil {
+			break
+		}
+		wait = soonest(wait, status)
 		paced = 0
 		if !c.b.pace.limited() {
 			ask() // the next batch comes while this one is written
@@ -456,6 +463,23 @@ func (c *conn) announce(online bool, reason string) error {
 		p.id, p.qos = idPresence, 1
 	}
 	return p.writeTo(c.w)
+}
+
+// announceAgain publishes the status that the upstream could not take before. If it
+// is not time yet, it returns how long to wait.
+func (c *conn) announceAgain(now time.Time) (wait time.Duration, err error) {
+	c.mu.Lock()
+	due := c.statusDue
+	if due.IsZero() || now.Before(due) {
+		c.mu.Unlock()
+		if due.IsZero() {
+			return 0, nil
+		}
+		return due.Sub(now), nil
+	}
+	c.statusDue = time.Time{}
+	c.mu.Unlock()
+	return 0, c.announce(true, "")
 }
 
 // goodbye tells the upstream that the gateway stops.

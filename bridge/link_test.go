@@ -210,6 +210,18 @@ func TestPresence(t *testing.T) {
 			t.Errorf("status %+v", s)
 		}
 	}, upstreamtest.Script{Publish: on(map[int]answer{1: {Code: 0x87}})})
+	run(t, "status that is refused for now goes again", Options{Presence: presence}, func(t *testing.T, r *rig) {
+		r.start()
+		r.until("three times", func() bool { return len(r.up.Publishes()) == 3 })
+		time.Sleep(time.Minute) // of the bubble: nothing more comes
+		r.wantPayloads("true ", "true ", "true ")
+		p := r.up.Publishes()
+		for i, want := range []time.Duration{1, 2} {
+			if got := p[i+1].At.Sub(p[i].At); got != want*time.Second {
+				t.Errorf("pause %d is %v, want %v", i, got, want*time.Second)
+			}
+		}
+	}, upstreamtest.Script{Publish: on(map[int]answer{1: {Code: 0x97}, 2: {Code: 0x97}})})
 }
 
 // What an old session still sends is declined, and answers to nothing harm nothing.

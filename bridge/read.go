@@ -53,7 +53,16 @@ func (c *conn) read() error {
 func (c *conn) answered(p packet) error {
 	if p.id == idPresence {
 		if _, ok := c.window.acked(p.id, 1, p.code < codeRefused); ok && p.code >= codeRefused {
-			c.b.log.Warn("upstream refused the gateway's status", "topic", c.b.o.Presence.Topic, "reason", refusal(p.code, p.reason))
+			pause := time.Duration(0)
+			if p.code == codeQuotaExceeded || p.code == codeIDInUse {
+				c.statusPause = min(max(firstPause, 2*c.statusPause), maxPause)
+				pause = c.statusPause
+				c.mu.Lock()
+				c.statusDue = time.Now().Add(pause)
+				c.mu.Unlock()
+				c.wakeWriter()
+			}
+			c.b.log.Warn("upstream refused the gateway's status", "topic", c.b.o.Presence.Topic, "reason", refusal(p.code, p.reason), "again_in", pause)
 		}
 		return nil
 	}
