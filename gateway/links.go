@@ -55,7 +55,7 @@ func modbusConfigs(a *config.Adapter, f *field, log *slog.Logger) []modbus.Confi
 		for i := range dev.Points {
 			points[i] = dev.Points[i].Point
 		}
-		f.add(dev.Device, points)
+		f.add(d, dev.Device, points)
 		all[n].Devices = append(all[n].Devices, dev)
 	}
 	return all

@@ -99,10 +99,6 @@ func (u *unsupported) device(d *config.Device) {
 		switch {
 		case p.Write != nil:
 			once(p.Write.Pos, "points."+p.Name+".write", "writes are")
-		case p.Deadband != 0:
-			once(p.Pos, "points."+p.Name+".deadband", "deadbands are")
-		case p.Heartbeat != 0:
-			once(p.Pos, "points."+p.Name+".heartbeat", "heartbeats are")
 		}
 	}
 	for _, o := range d.Data {
@@ -118,9 +114,6 @@ func (u *unsupported) device(d *config.Device) {
 func (u *unsupported) payload(p *config.Payload) {
 	if p.Format != "flat" {
 		u.add(p.Pos, "payload.format: "+p.Format, "formats other than flat are")
-	}
-	if p.OnlyChanged {
-		u.add(p.Pos, "payload.send: changed", "leaving out what has not changed is")
 	}
 	if p.Batch != nil {
 		u.add(p.Batch.Pos, "payload.batch", "batches are")
