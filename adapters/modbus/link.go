@@ -5,13 +5,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"log"
 	"maps"
 	"slices"
 	"time"
-
-	"github.com/simonvetter/modbus"
 
 	"github.com/fieldferry/fieldferry/adapters"
 )
@@ -36,16 +32,12 @@ func New(c Config) (*Link, error) {
 	if c.Timeout < 0 || c.Retries < 0 || c.Settle < 0 || c.Pause < 0 || c.MaxGap < 0 {
 		return nil, errors.New("timeout, retries, settle, pause and max_gap must not be negative")
 	}
-	client, err := modbus.NewClient(&modbus.ClientConfiguration{
-		URL:     "tcp://" + c.Address,
-		Timeout: c.Timeout,
-		Logger:  log.New(io.Discard, "", 0), // without one it writes to stdout
-	})
+	w, err := newWire(&c)
 	if err != nil {
 		return nil, fmt.Errorf("cannot use %s: %w", c.Address, err)
 	}
 	l := &Link{bus: bus{
-		client: client,
+		wire:   w,
 		settle: c.Settle,
 		pause:  c.Pause,
 		plans:  map[*adapters.Job]*plan{},
@@ -91,6 +83,7 @@ func (l *Link) add(d *Device, c *Config) error {
 // Run polls until ctx ends, as [adapters.Link] has it. It returns within the
 // timeout of one answer, or 5 s while it connects.
 func (l *Link) Run(ctx context.Context, sink adapters.Sink) error {
+	defer l.bus.wire.end()
 	return l.poller.Run(ctx, sink)
 }
 
