@@ -1,6 +1,7 @@
 package modbus
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -196,16 +197,19 @@ func (l *line) ask(unit uint8, pdu []byte) ([]byte, error) {
 		heard = true
 		l.last = time.Now()
 		buf = buf[:len(buf)+n]
-		answer, rest := l.find(buf, unit, pdu)
-		l.dropped += uint64(len(buf) - len(rest))
+		answer, rest := l.find(buf, unit, pdu, false)
+		if answer != nil {
+			buf = l.toSilence(buf)
+			answer, rest = l.find(buf, unit, pdu, true)
+		}
 		if answer == nil {
+			l.dropped += uint64(len(buf) - len(rest))
 			buf = append(l.capacity[:0], rest...)
 			continue
 		}
-		l.dropped -= uint64(len(answer) + 3)
+		l.dropped += uint64(len(buf) - len(answer) - 3)
 		l.silence = 0
-		if len(rest) > 0 { // it may have come twice, or more may come
-			l.dropped += uint64(len(rest))
+		if len(rest) > 0 { // it came twice, and may come once more
 			l.unanswered(unit, pdu)
 		} else {
 			delete(l.doubts, unit)
@@ -213,6 +217,19 @@ func (l *line) ask(unit uint8, pdu []byte) ([]byte, error) {
 		l.spoken[unit] |= 1 << (pdu[0] & 63)
 		return takeAnswer(append([]byte(nil), answer...), pdu)
 	}
+}
+
+// toSilence reads on until nothing came for the gap between frames.
+func (l *line) toSilence(buf []byte) []byte {
+	for len(buf) < cap(buf) {
+		n, err := l.port.read(buf[len(buf):cap(buf)], time.Now().Add(l.gap))
+		if n == 0 || err != nil { // the next request finds out about the error
+			break
+		}
+		l.last = time.Now()
+		buf = buf[:len(buf)+n]
+	}
+	return buf
 }
 
 // send waits for silence and sends a request.
@@ -254,8 +271,10 @@ func (l *line) drain() error {
 }
 
 // find looks for the answer to a request in what came, and returns what is
-// behind it, or what may be the beginning of it.
-func (l *line) find(buf []byte, unit uint8, pdu []byte) (answer, rest []byte) {
+// behind it, or what may be the beginning of it. If what came is all that comes,
+// nothing but the same again may be behind it: the checksum alone is right by
+// chance for one in 65,536 cuts across two frames.
+func (l *line) find(buf []byte, unit uint8, pdu []byte, all bool) (answer, rest []byte) {
 	for len(buf) >= 2 {
 		size := frameSize(buf)
 		switch {
@@ -278,6 +297,10 @@ func (l *line) find(buf []byte, unit uint8, pdu []byte) (answer, rest []byte) {
 			continue
 		}
 		if ours && l.accept(unit, pdu, buf[1:size-2]) {
+			if all && !repeats(buf[:size], buf[size:]) {
+				buf = buf[1:]
+				continue
+			}
 			return buf[1 : size-2], buf[size:]
 		}
 		buf = buf[size:] // a whole frame, and not ours
@@ -286,6 +309,18 @@ func (l *line) find(buf []byte, unit uint8, pdu []byte) (answer, rest []byte) {
 		buf = buf[1:]
 	}
 	return nil, buf
+}
+
+// repeats reports whether what is behind a frame is the same again, if anything.
+func repeats(frame, behind []byte) bool {
+	for len(behind) > 0 {
+		n := min(len(frame), len(behind))
+		if !bytes.Equal(behind[:n], frame[:n]) {
+			return false
+		}
+		behind = behind[n:]
+	}
+	return true
 }
 
 // fits reports whether a frame that has begun has the size that the answer has.

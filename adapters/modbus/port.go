@@ -9,9 +9,9 @@ import (
 	"time"
 )
 
-// netGap is how long a network connection is listened to before a request, for
-// what is older.
-const netGap = 200 * time.Microsecond
+// netGap is for how long nothing comes between two frames of a line that is behind
+// a network connection.
+const netGap = 2 * time.Millisecond
 
 // netPort is a line behind a network connection. A datagram is read in pieces if
 // need be.
