@@ -18,6 +18,11 @@ type bus struct {
 	settle time.Duration
 	pause  time.Duration
 	plans  map[*adapters.Job]*plan
+
+	// Of requests that no plan of a job has.
+	registers, bits, gap int
+
+	lacking map[[2]uint8]bool // units and functions that they do not have
 }
 
 func (b *bus) Open(ctx context.Context) error {
@@ -33,7 +38,12 @@ func (b *bus) Close() error { return b.wire.close() }
 // Poll sends the requests of a job one after the other. Those after one that
 // was not answered are not sent.
 func (b *bus) Poll(ctx context.Context, j *adapters.Job) adapters.Answer {
-	p := &poll{plan: b.plans[j], bus: b, samples: j.Samples}
+	return b.run(ctx, b.plans[j], j.Samples)
+}
+
+// run sends the requests of a plan and fills in the samples.
+func (b *bus) run(ctx context.Context, of *plan, samples []adapters.Sample) adapters.Answer {
+	p := &poll{plan: of, bus: b, samples: samples}
 	p.begin()
 	walls := p.walls
 	for i := range p.requests {
@@ -41,7 +51,7 @@ func (b *bus) Poll(ctx context.Context, j *adapters.Job) adapters.Answer {
 			break
 		}
 	}
-	p.finish(j.Samples)
+	p.finish(samples)
 	switch {
 	case p.read:
 		p.barren = 0

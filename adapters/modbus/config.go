@@ -120,6 +120,8 @@ type Point struct {
 	Bits     []Bit            // makes it a value of named bits
 	Enum     map[int64]string // makes it a string; a number that is not in it is uncertain
 
+	Write *Write // nil: it may not be written
+
 	Hidden bool // read for the ScaleBy of others, not emitted
 }
 

@@ -9,6 +9,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -153,6 +154,13 @@ type faultyLine struct {
 	busy   time.Time // until then with an answer
 	broken bool
 	asked  int
+	recent [12]exchangeNote // requests, and what was made of their answers
+}
+
+type exchangeNote struct {
+	request, answer []byte
+	kind            faultKind
+	after           time.Duration
 }
 
 type chunk struct {
@@ -193,7 +201,8 @@ func (l *faultyLine) write(frame []byte) error {
 	case wrongFunction:
 		answer[1] ^= 1
 	}
-	if (kind == wrongUnit || kind == wrongFunction) && at.After(time.Now().Add(50*time.Millisecond)) {
+	breaks := slices.ContainsFunc(l.queue, func(c chunk) bool { return c.b == nil })
+	if (kind == wrongUnit || kind == wrongFunction) && (breaks || at.After(time.Now().Add(50*time.Millisecond))) {
 		kind = silent // late and wrong at once: nobody could tell
 	}
 	answer = binary.LittleEndian.AppendUint16(answer, crc16(answer))
@@ -217,6 +226,7 @@ func (l *faultyLine) write(frame []byte) error {
 	case closedAmid:
 		answer = answer[:r.IntN(len(answer))]
 	}
+	l.recent[l.asked%len(l.recent)] = exchangeNote{frame, answer, kind, time.Until(at)}
 	l.busy = at
 	switch kind {
 	case byteByByte:
@@ -280,6 +290,11 @@ func TestFaultsOfALine(t *testing.T) {
 				c.ask(t.Context(), t, l, byte(random.IntN(3)+1))
 				if random.IntN(500) == 0 {
 					time.Sleep(time.Minute)
+				}
+			}
+			for i := range far.recent {
+				if n := far.recent[(far.asked+1+i)%len(far.recent)]; t.Failed() {
+					t.Logf("% x: fault %d, % x after %v", n.request, n.kind, n.answer, n.after)
 				}
 			}
 			t.Logf("seed %d: %d answers, %d good, %d refused, %d bad, %d bytes dropped", seed, far.asked, c.good, c.refuse, c.bad, l.dropped)

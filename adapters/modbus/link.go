@@ -21,8 +21,9 @@ const (
 
 // A Link is one connection and the units behind it.
 type Link struct {
-	poller *adapters.Poller
-	bus    bus
+	poller  *adapters.Poller
+	bus     bus
+	devices []*Device
 }
 
 // New returns a link. It does not connect. An error names the device and the
@@ -41,10 +42,15 @@ func New(c Config) (*Link, error) {
 		settle: c.Settle,
 		pause:  c.Pause,
 		plans:  map[*adapters.Job]*plan{},
+
+		registers: cmp.Or(c.MaxRegisters, maxRegisters),
+		bits:      cmp.Or(c.MaxBits, maxBits),
+		gap:       c.MaxGap,
 	}}
 	l.poller = adapters.NewPoller(c.Name, &l.bus, adapters.PollerOptions{Retries: c.Retries, Log: c.Log})
 	for i := range c.Devices {
 		d := &c.Devices[i]
+		l.devices = append(l.devices, d)
 		if err := l.add(d, &c); err != nil {
 			return nil, fmt.Errorf("device %s: %w", d.Device.Name, err)
 		}
