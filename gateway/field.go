@@ -22,6 +22,7 @@ type field struct {
 	format   payload.Config
 	perPoint bool
 	changed  bool // only what has changed is sent
+	memory   *alertMemory
 	log      *slog.Logger
 
 	readings atomic.Uint64
@@ -44,6 +45,7 @@ type device struct {
 	status    string // topic
 	points    map[*adapters.Point]string
 	changes   *changes // nil if everything is sent
+	alerts    []*deviceAlert
 	field     *field
 
 	mu   sync.Mutex // guards what follows
@@ -91,6 +93,7 @@ func (f *field) add(of *config.Device, d *adapters.Device, points []*adapters.Po
 	if f.changed {
 		dev.changes = newChanges(of, points)
 	}
+	dev.alerts = newDeviceAlerts(of, points)
 	if f.perPoint {
 		dev.points = make(map[*adapters.Point]string, len(points))
 		for _, p := range points {
@@ -111,6 +114,9 @@ func (f *field) Emit(ctx context.Context, r adapters.Reading) error {
 	d.last.Last = r.Time
 	d.mu.Unlock()
 	r.Unsynced = !f.clock.Believes(r.Time)
+	for _, a := range d.alerts {
+		f.watch(ctx, d, a, &r)
+	}
 	if d.changes != nil {
 		if r.Samples = d.changes.since(r); len(r.Samples) == 0 {
 			return nil

@@ -24,6 +24,7 @@ type Link struct {
 	poller  *adapters.Poller
 	bus     bus
 	devices []*Device
+	jobs    []*adapters.Job
 }
 
 // New returns a link. It does not connect. An error names the device and the
@@ -81,7 +82,9 @@ func (l *Link) add(d *Device, c *Config) error {
 		if err != nil {
 			return err
 		}
-		l.bus.plans[l.poller.Add(d.Device, every, samples)] = p
+		j := l.poller.Add(d.Device, every, samples)
+		l.bus.plans[j] = p
+		l.jobs = append(l.jobs, j)
 	}
 	return nil
 }
