@@ -8,11 +8,15 @@
 // never stops the line. A Mapper says which local publishes have a copy for the
 // bridge, under which topic and in which class.
 //
+// A copy with QoS 2 arrives exactly once, over lost connections and crashes, as long
+// as the upstream keeps our session: its packet id follows from its ordinal, and
+// what was sent and what was received is durable in its outbox before the next step.
+// When the upstream has lost the session, nobody can know what it delivered; such
+// copies are counted, and sent again or not as Options say.
+//
 // The package reads only the buffer: it does not know the local broker beyond how
 // topics are written, and it does not make messages durable; whoever appends them
-// does. Copies with QoS 2 are sent with QoS 1, so they may arrive twice after a
-// lost connection. Nothing is subscribed upstream; what an old session still
-// delivers is declined.
+// does. What comes down is handed over, and acknowledged when it is durable there.
 package bridge
 
 import (
@@ -44,6 +48,14 @@ type Options struct {
 	Window        int // messages under way, default 1,000, at most 16,384
 	Presence      *Presence
 
+	// DropLost settles the QoS 2 copies as uncertain that an upstream may have had that
+	// has lost our session. Otherwise they are sent again, and may arrive twice.
+	DropLost bool
+
+	Limit Limit
+
+	Down *Downward // nil: nothing is subscribed, and what comes all the same is declined
+
 	// Dial opens the connection; nil is TCP for mqtt://. It must look the name up
 	// each time and end when ctx does.
 	Dial   func(ctx context.Context, u *url.URL) (net.Conn, error)
@@ -73,6 +85,10 @@ type Status struct {
 	Parked    uint64 // copies
 	Expired   uint64 // copies that became too old after the buffer had handed them out, before they were first sent
 	Refused   uint64 // times the upstream said "quota exceeded"
+	Down      uint64 // messages that came from the upstream
+	DownLost  uint64 // of those with QoS 0, what came too fast
+	DownFail  uint64 // messages from the upstream that were not taken
+	Uncertain uint64 // QoS 2 copies that an upstream may have had that has lost our session; they were dropped or sent again
 }
 
 // Source is the bridge's end of its outboxes: a *buffer.Reader, whose contract it
@@ -87,15 +103,24 @@ type Bridge struct {
 	o      Options
 	urls   []*url.URL
 	source Source
+	out    Outboxes
 	log    *slog.Logger
 
 	// What follows is used by Run, and by the writer of the connection it waits for.
 	clientID  string
+	loaded    bool
+	pace      *pace
+	session   session
+	unsaved   bool // a session has begun that is not durable
 	will      will
 	maxPacket int // bytes, learned from a DISCONNECT; 0 is unknown
 	progress  [len(Outboxes{})]progress
 
-	sent, delivered, parked, expired, refused atomic.Uint64
+	sent, delivered, parked, expired, refused, uncertain atomic.Uint64
+	cameDown, lostDown, refusedDown                      atomic.Uint64
+
+	inbox inbox
+	up    atomic.Bool // connected
 
 	mu     sync.Mutex // guards what follows
 	status Status
@@ -104,8 +129,13 @@ type Bridge struct {
 
 // progress is how far an outbox has come in this process.
 type progress struct {
-	seen    uint64 // highest ordinal the buffer has given
-	written uint64 // highest ordinal that may have been on the wire, also in an earlier process
+	began    uint64 // written, when this process began
+	seen     uint64 // highest ordinal the buffer has given
+	written  uint64 // highest ordinal that may have been on the wire, also in an earlier process
+	reusable uint64 // settled up to here, and that is durable
+	counted  uint64 // QoS 2 copies up to here were counted as uncertain since a session was lost
+
+	open map[uint64]bool // QoS 2 copies whose id the upstream may have in use, and which the buffer must bring again
 }
 
 const (
@@ -113,20 +143,25 @@ const (
 	// be made at once.
 	stableAfter = 10 * time.Second
 
+	// twinPause is between attempts while another client takes the session again and
+	// again, however short Backoff is.
+	twinPause = time.Second
+
 	defaultKeepalive     = 30 * time.Second
 	maxKeepalive         = math.MaxUint16 * time.Second
 	defaultSessionExpiry = 7 * 24 * time.Hour
 	defaultWindow        = 1000
 	maxWindow            = 2 * idBlock
+	liveWindows          = 4 // so many windows of telemetry may wait and be called live
 )
 
-// New makes a bridge that empties the outboxes of from, which are the bridge's own,
-// by OpenOutboxes. Nobody else may use from while Run does.
-func New(from Source, o Options) (*Bridge, error) {
+// New makes a bridge that empties its own outboxes, by OpenOutboxes, which from
+// reads. Nobody else may use from while Run does.
+func New(from Source, out Outboxes, o Options) (*Bridge, error) {
 	if len(o.Upstream) == 0 {
 		return nil, errors.New("bridge: no upstream")
 	}
-	b := &Bridge{source: from, clientID: o.ClientID, will: will{qos: 1, retain: true}}
+	b := &Bridge{source: from, out: out, clientID: o.ClientID, will: will{qos: 1, retain: true}}
 	for i, s := range o.Upstream {
 		u, err := url.Parse(s)
 		var parse *url.Error
@@ -160,7 +195,7 @@ func New(from Source, o Options) (*Bridge, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	b.o, b.log = o, o.Logger
+	b.o, b.log, b.pace = o, o.Logger, newPace(o.Limit)
 	return b, nil
 }
 
@@ -168,7 +203,11 @@ func New(from Source, o Options) (*Bridge, error) {
 // returns nil. It waits for nothing that is under way: that comes again. It
 // returns an error only if the buffer cannot be read any more.
 func (b *Bridge) Run(ctx context.Context) error {
-	for attempt, at := 0, 0; sleep(ctx, b.o.Backoff.delay(attempt)); attempt++ {
+	if err := b.load(); err != nil {
+		return err
+	}
+	var twin bool // the last connection ended because another client has our id
+	for attempt, at := 0, 0; sleep(ctx, b.pause(attempt, twin)); attempt++ {
 		for range b.urls {
 			u := b.urls[at]
 			lasted, err := b.serve(ctx, u)
@@ -178,7 +217,7 @@ func (b *Bridge) Run(ctx context.Context) error {
 			if failed := (*bufferError)(nil); errors.As(err, &failed) {
 				return err
 			}
-			b.failed(u, err)
+			twin = b.failed(u, err)
 			if lasted >= stableAfter {
 				attempt = -1 // the session is there: again at once
 				break
@@ -190,6 +229,15 @@ func (b *Bridge) Run(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// pause is how long to wait before an attempt.
+func (b *Bridge) pause(attempt int, twin bool) time.Duration {
+	d := b.o.Backoff.delay(attempt)
+	if twin && attempt > 0 {
+		d = max(d, twinPause)
+	}
+	return d
 }
 
 // sleep reports whether ctx is still going on after d.
@@ -214,11 +262,12 @@ func (b *Bridge) serve(ctx context.Context, u *url.URL) (time.Duration, error) {
 	if err != nil {
 		return 0, err
 	}
-	b.source.Rewind()
+	c.rewind()
 	began := time.Now()
 	b.connected(u, c)
 	err = c.run(ctx)
 	b.disconnected()
+	defer c.keepOpen()
 	var r *ReasonError
 	if errors.As(err, &r) && r.Code == codePacketTooLarge {
 		if perr := c.parkLargest(); perr != nil {
@@ -228,12 +277,40 @@ func (b *Bridge) serve(ctx context.Context, u *url.URL) (time.Duration, error) {
 	return max(time.Since(began), 1), err
 }
 
+// rewind has all come again that is not settled.
+func (c *conn) rewind() {
+	c.b.source.Rewind()
+	for lane, o := range c.b.out {
+		if o != nil {
+			c.next[lane] = o.Marks().Settled + 1
+		}
+	}
+}
+
+// keepOpen notes the ids that the upstream may have in use when the connection has
+// ended.
+func (c *conn) keepOpen() {
+	c.settleDoubt()
+	c.b.noteDown()
+	c.window.open(func(lane int, ordinal uint64) {
+		at := &c.b.progress[lane]
+		if at.open == nil {
+			at.open = make(map[uint64]bool)
+		}
+		at.open[ordinal] = true
+	})
+}
+
 func (b *Bridge) connected(u *url.URL, c *conn) {
 	b.log.Info("upstream connected", "url", u.Redacted(), "session_present", c.limits.sessionPresent,
 		"window", c.limits.window, "keepalive", c.limits.keepalive)
+	if kept := c.limits.sessionExpiry; kept < b.o.SessionExpiry {
+		b.log.Warn("upstream keeps our session for less than session_expiry: what is halfway in a longer outage becomes uncertain", "kept", kept)
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.conn = c
+	b.up.Store(true)
 	b.status.Connected, b.status.URL, b.status.Since = true, u.Redacted(), time.Now()
 	b.status.SessionPresent = c.limits.sessionPresent
 	b.status.Connections++
@@ -243,12 +320,15 @@ func (b *Bridge) disconnected() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.conn = nil
+	b.up.Store(false)
 	b.status.Connected, b.status.Since = false, time.Now()
 }
 
-func (b *Bridge) failed(u *url.URL, err error) {
+// failed notes how a connection ended, or why there was none, and reports whether
+// another client has taken the session.
+func (b *Bridge) failed(u *url.URL, err error) (taken bool) {
 	var r *ReasonError
-	taken := errors.As(err, &r) && r.Packet == "DISCONNECT" && r.Code == codeTakenOver
+	taken = errors.As(err, &r) && r.Packet == "DISCONNECT" && r.Code == codeTakenOver
 	b.log.Warn("upstream connection failed", "url", u.Redacted(), "error", err)
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -259,6 +339,13 @@ func (b *Bridge) failed(u *url.URL, err error) {
 		b.status.Since = time.Now()
 	}
 	b.status.URL, b.status.LastError = u.Redacted(), err.Error()
+	return taken
+}
+
+// Live reports whether new telemetry can be sent soon: the bridge is connected, and
+// not far behind. It may be called at any time.
+func (b *Bridge) Live() bool {
+	return b.up.Load() && b.out[buffer.Telemetry].Stored() < uint64(liveWindows*b.o.Window)
 }
 
 // Status tells how the bridge stands.
@@ -270,7 +357,8 @@ func (b *Bridge) Status() Status {
 		s.InFlight = c.window.inFlight()
 	}
 	s.Sent, s.Delivered, s.Parked = b.sent.Load(), b.delivered.Load(), b.parked.Load()
-	s.Expired, s.Refused = b.expired.Load(), b.refused.Load()
+	s.Expired, s.Refused, s.Uncertain = b.expired.Load(), b.refused.Load(), b.uncertain.Load()
+	s.Down, s.DownLost, s.DownFail = b.cameDown.Load(), b.lostDown.Load(), b.refusedDown.Load()
 	return s
 }
 

@@ -262,21 +262,21 @@ func TestWindow(t *testing.T) {
 }
 
 func TestPacketIDsStayInTheirShares(t *testing.T) {
-	seen := map[uint16]buffer.Class{}
-	for class := buffer.Alert; class < buffer.Local; class++ {
+	seen := map[uint16]int{}
+	for lane := range len(Outboxes{}) {
 		for ordinal := uint64(1); ordinal <= 40_000; ordinal++ {
-			id := packetID(class, ordinal)
-			if other, ok := seen[id]; ok && other != class {
-				t.Fatalf("id %d is of %s and of %s", id, other, class)
+			id := packetID(lane, ordinal)
+			if other, ok := seen[id]; ok && other != lane {
+				t.Fatalf("id %d is of lanes %d and %d", id, lane, other)
 			}
 			if id < idBlock {
-				t.Fatalf("id %d of %s is reserved", id, class)
+				t.Fatalf("id %d of lane %d is reserved", id, lane)
 			}
-			seen[id] = class
+			seen[id] = lane
 		}
 	}
-	if got := len(seen); got != 5*idBlock {
-		t.Errorf("%d ids in use, want %d", got, 5*idBlock)
+	if got := len(seen); got != 7*idBlock {
+		t.Errorf("%d ids in use, want %d", got, 7*idBlock)
 	}
 }
 
@@ -285,7 +285,7 @@ func TestPacketIDsStayInTheirShares(t *testing.T) {
 func TestSameIDWaits(t *testing.T) {
 	run(t, "alert", Options{Window: maxWindow, Keepalive: 10 * time.Second}, func(t *testing.T, r *rig) {
 		r.start()
-		r.put(buffer.Alert, buffer.Copy{QoS: 1}, make([]buffer.Message, idBlock+8)...)
+		r.put(buffer.Alert, buffer.Copy{QoS: 1, Topic: "t"}, make([]buffer.Message, idBlock+8)...)
 		synctest.Wait()
 		if got := r.up.Count(); got != idBlock+4 {
 			t.Errorf("%d packets came before the reconnect, want those up to ordinal %d", got, idBlock+4)

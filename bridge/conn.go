@@ -22,9 +22,11 @@ const (
 	reasonTimeout = time.Second // for the upstream's DISCONNECT when a write fails
 )
 
-// conn is one connection to the upstream. Three goroutines serve it: the fetcher
+// conn is one connection to the upstream. Five goroutines serve it: the fetcher
 // takes copies from the buffer, as many as may be sent; the writer sends them, and
-// nobody else writes; the reader settles them as they are acknowledged.
+// nobody else writes; the reader settles them as they are acknowledged; the
+// committer makes what was received with QoS 2 durable, and has it released. The
+// last one hands over what comes down.
 type conn struct {
 	b      *Bridge
 	line   *line
@@ -35,23 +37,29 @@ type conn struct {
 	want    chan int               // from the writer: how many to fetch at most
 	fetched chan []buffer.Delivery // to the writer
 	wake    chan struct{}          // to the writer: there is room, or something is owed
+	pubrecs chan struct{}          // to the committer
+	down    chan delivery          // what came from the upstream
 
 	// The writer's.
 	w         *bufio.Writer
 	unflushed []copyID  // QoS 0, to be settled when they are in the socket
 	flushed   time.Time // when w was last empty
 	largest0  int       // bytes of the largest QoS 0 packet sent
+	aliases   aliases
+	next      [len(Outboxes{})]uint64 // ordinals that should come next
 
-	declined bool // the reader's: it declined a message
+	// How the session stood when it was resumed; zero in a new one.
+	resumed [len(Outboxes{})]uint64 // what has a PUBREC is up to here
+	doubt   doubt                   // about those
+	settled bool                    // the committer's: nothing is in doubt any more
 
-	mu   sync.Mutex // guards owed
+	// The reader's.
+	declined bool // it declined a message
+	recs     bool // PUBRECs came that the committer was not told of
+
+	mu   sync.Mutex // guards owed and rels
 	owed []byte     // packets the reader wants sent
-}
-
-// copyID names a copy whose content is not needed any more.
-type copyID struct {
-	outbox  *buffer.Outbox
-	ordinal uint64
+	rels []byte     // PUBRELs
 }
 
 func newConn(b *Bridge, l *line) *conn {
@@ -63,6 +71,8 @@ func newConn(b *Bridge, l *line) *conn {
 		want:    make(chan int, 1),
 		fetched: make(chan []buffer.Delivery, 1),
 		wake:    make(chan struct{}, 1),
+		pubrecs: make(chan struct{}, 1),
+		down:    make(chan delivery, maxWaiting),
 		flushed: time.Now(),
 	}
 }
@@ -71,7 +81,7 @@ func newConn(b *Bridge, l *line) *conn {
 func (c *conn) run(ctx context.Context) error {
 	up, cut := context.WithCancelCause(ctx) // ends with the connection
 	reading, done := make(chan struct{}), make(chan struct{})
-	c.line.onWait = c.wakeWriter // so it gets all answers that came together
+	c.line.onWait = c.wakeOthers // so they get all answers that came together
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		defer close(reading)
@@ -82,6 +92,8 @@ func (c *conn) run(ctx context.Context) error {
 			cut(err)
 		}
 	})
+	wg.Go(func() { c.commit(up) })
+	wg.Go(func() { c.deliverDown(up) })
 	wg.Go(func() {
 		<-up.Done()
 		if ctx.Err() != nil { // the writer may say goodbye
@@ -121,6 +133,9 @@ func (c *conn) fetch(ctx context.Context) error {
 			case err != nil:
 				return &bufferError{err}
 			}
+			if !c.reserve(ctx, batches[i][:got]) {
+				return nil
+			}
 			c.fetched <- batches[i][:got] // has room: one is wanted at a time
 		case <-ctx.Done():
 			return nil
@@ -132,14 +147,27 @@ func (c *conn) fetch(ctx context.Context) error {
 func (c *conn) write(ctx context.Context) error {
 	ping := time.NewTicker(c.limits.keepalive / 4)
 	defer ping.Stop()
-	err := c.announce(true, "")
+	err := errors.Join(c.announce(true, ""), c.subscribe())
 	var pending []buffer.Delivery // handed out and not yet sent
 	asked := false
+	var paced time.Duration // how long to wait until more may go
 	ask := func() {
-		if n := c.window.room() - len(pending); !asked && n > 0 {
-			c.want <- min(n, maxBatch)
-			asked = true
+		n := min(c.window.room()-len(pending), maxBatch)
+		if asked || n <= 0 {
+			return
 		}
+		if c.b.pace.limited() {
+			// No more than may go at once, so that an alert that comes meanwhile is next.
+			var may int
+			if may, paced = c.b.pace.allowed(time.Now()); len(pending) > 0 {
+				may = 0
+			}
+			if n = min(n, may); n == 0 {
+				return
+			}
+		}
+		c.want <- n
+		asked = true
 	}
 	for err == nil {
 		if err = c.writeOwed(); err != nil {
@@ -149,7 +177,10 @@ func (c *conn) write(ctx context.Context) error {
 		if wait, err = c.writeRefused(); err != nil {
 			break
 		}
-		ask() // the next batch comes while this one is written
+		paced = 0
+		if !c.b.pace.limited() {
+			ask() // the next batch comes while this one is written
+		}
 		if pending, err = c.writeBatch(pending); err != nil {
 			break
 		}
@@ -170,7 +201,7 @@ func (c *conn) write(ctx context.Context) error {
 			break
 		}
 		var resume <-chan time.Time
-		if wait > 0 {
+		if wait = soonest(wait, paced); wait > 0 {
 			resume = time.After(wait)
 		}
 		select {
@@ -185,6 +216,30 @@ func (c *conn) write(ctx context.Context) error {
 		}
 	}
 	return err
+}
+
+// soonest is the shorter of two waits, of which 0 is none.
+func soonest(a, b time.Duration) time.Duration {
+	if a == 0 || b > 0 && b < a {
+		return b
+	}
+	return a
+}
+
+// wakeOthers is called by the reader before it waits.
+func (c *conn) wakeOthers() {
+	if c.recs || c.window.holding() {
+		c.recs = false
+		c.wakeCommitter()
+	}
+	c.wakeWriter()
+}
+
+func (c *conn) wakeCommitter() {
+	select {
+	case c.pubrecs <- struct{}{}:
+	default:
+	}
 }
 
 func (c *conn) wakeWriter() {
@@ -217,39 +272,57 @@ func (c *conn) writeBatch(batch []buffer.Delivery) ([]buffer.Delivery, error) {
 			return batch[i:], err
 		}
 	}
+	c.judge(c.doubt.pass(func(lane int, upTo uint64, undecided int) bool {
+		o := c.b.out[lane]
+		return o == nil || c.next[lane] > upTo || o.Marks().Settled >= upTo || o.Stored() == uint64(undecided)
+	}))
 	return nil, nil
 }
 
 // send writes one copy, or settles it if it cannot go. It reports false if the
 // copy has to wait.
 func (c *conn) send(d *buffer.Delivery) (bool, error) {
-	class := d.Outbox.Class()
-	at := &c.b.progress[class]
-	if d.Ordinal > at.seen {
-		at.seen = d.Ordinal
-		if d.Dup { // an earlier process may have sent it
-			at.written = d.Ordinal
+	lane := c.b.out.lane(d.Outbox)
+	at := &c.b.progress[lane]
+	if !c.closeGap(lane, d.Ordinal) {
+		return false, nil
+	}
+	at.seen = max(at.seen, d.Ordinal)
+	if d.QoS == 2 {
+		if done, ok := c.resume(d, at); done {
+			return ok, nil
 		}
 	}
 	again := d.Ordinal <= at.written // also if the upstream has lost the session since
-	p := publish{d: d, qos: min(d.QoS, c.limits.qos), retain: d.Retain && c.limits.retain}
+	p := c.packet(d)
 	var alive bool
 	if p.expiry, alive = timeLeft(d, time.Now()); !alive && !again {
 		c.expire(d)
 		return true, nil
 	}
 	if p.qos > 0 {
-		p.id = packetID(class, d.Ordinal)
+		p.id = packetID(lane, d.Ordinal)
 		p.dup = again
 	}
 	size := p.size()
+	reason := ""
 	switch {
 	case size > c.limits.packet || p.remaining() > maxRemaining:
-		return true, c.b.park(d, fmt.Sprintf("its packet has %d bytes, the upstream takes %d", size, c.limits.packet))
+		reason = fmt.Sprintf("its packet has %d bytes, the upstream takes %d", size, c.limits.packet)
 	case len(d.Topic) > maxString:
-		return true, c.b.park(d, "its topic is longer than 65,535 bytes")
+		reason = "its topic is longer than 65,535 bytes"
 	}
-	if !c.window.add(d, p.id, size) {
+	switch {
+	case reason != "" && again && d.QoS == 2 && c.limits.sessionPresent:
+		// The upstream may have it, and then has its id in use.
+		return c.releaseOnly(d, buffer.Uncertain), nil
+	case reason != "":
+		if d.QoS == 2 {
+			c.window.pass(d.Outbox, d.Ordinal)
+		}
+		return true, c.b.park(d, reason)
+	}
+	if p.qos == 2 && !c.reusable(d, at) || !c.window.add(d, p.id, p.qos, p.dup, size) {
 		return false, nil
 	}
 	at.written = max(at.written, d.Ordinal)
@@ -258,7 +331,16 @@ func (c *conn) send(d *buffer.Delivery) (bool, error) {
 		c.largest0 = max(c.largest0, size)
 	}
 	c.b.sent.Add(1)
+	c.b.pace.sent(size)
+	c.aliases.use(&p)
 	return true, p.writeTo(c.w)
+}
+
+// packet is what this connection makes of a copy.
+func (c *conn) packet(d *buffer.Delivery) publish {
+	p := publish{d: d, qos: min(d.QoS, c.limits.qos), retain: d.Retain && c.limits.retain}
+	p.alias, p.known = c.aliases.find(d.Topic)
+	return p
 }
 
 // writeRefused sends again what the upstream had no quota for. It returns how
@@ -270,14 +352,18 @@ func (c *conn) writeRefused() (time.Duration, error) {
 		if !ok {
 			return wait, nil
 		}
-		p := publish{d: &d, id: packetID(d.Outbox.Class(), d.Ordinal), qos: min(d.QoS, c.limits.qos), retain: d.Retain && c.limits.retain}
+		p := c.packet(&d)
+		p.id = packetID(c.b.out.lane(d.Outbox), d.Ordinal)
 		var alive bool
 		if p.expiry, alive = timeLeft(&d, time.Now()); !alive {
-			c.window.done(p.id, false)
-			c.expire(&d)
+			c.window.drop(p.id)
+			d.Outbox.Settle(d.Ordinal, buffer.DroppedExpired)
+			c.b.expired.Add(1)
 			continue
 		}
 		c.b.sent.Add(1)
+		c.b.pace.sent(p.size())
+		c.aliases.use(&p)
 		if err := p.writeTo(c.w); err != nil {
 			return 0, err
 		}
@@ -299,7 +385,7 @@ func timeLeft(d *buffer.Delivery, now time.Time) (seconds uint32, alive bool) {
 }
 
 func (c *conn) expire(d *buffer.Delivery) {
-	d.Outbox.Settle(d.Ordinal, buffer.DroppedExpired)
+	c.end(d, buffer.DroppedExpired)
 	c.b.expired.Add(1)
 }
 
@@ -323,16 +409,18 @@ func (c *conn) parkLargest() error {
 		return nil
 	}
 	c.b.maxPacket = size - 1
+	c.window.drop(packetID(c.b.out.lane(d.Outbox), d.Ordinal))
 	return c.b.park(&d, fmt.Sprintf("the upstream closed the connection over a packet of %d bytes", size))
 }
 
-// writeOwed sends what the reader wants sent.
+// writeOwed sends what the reader and the committer want sent.
 func (c *conn) writeOwed() error {
 	c.mu.Lock()
-	owed := c.owed
-	c.owed = nil
+	owed, rels := c.owed, c.rels
+	c.owed, c.rels = nil, nil
 	c.mu.Unlock()
-	_, err := c.w.Write(owed)
+	c.w.Write(owed)
+	_, err := c.w.Write(rels) // a bufio.Writer's first error stays
 	return err
 }
 
@@ -348,6 +436,9 @@ func (c *conn) flush() error {
 		id.outbox.Settle(id.ordinal, buffer.Delivered)
 	}
 	c.b.delivered.Add(uint64(len(c.unflushed)))
+	if len(c.unflushed) > 0 && c.window.holding() { // it may have waited for these
+		c.wakeCommitter()
+	}
 	c.unflushed = c.unflushed[:0]
 	return nil
 }
@@ -361,7 +452,7 @@ func (c *conn) announce(online bool, reason string) error {
 	}
 	d := buffer.Delivery{Topic: s.Topic, Payload: s.Payload(online, reason, time.Now())}
 	p := publish{d: &d, retain: c.limits.retain}
-	if c.limits.qos > 0 && c.window.add(&d, idPresence, 0) {
+	if c.limits.qos > 0 && c.window.add(&d, idPresence, 1, false, 0) {
 		p.id, p.qos = idPresence, 1
 	}
 	return p.writeTo(c.w)

@@ -15,7 +15,6 @@ const (
 	connectTimeout = 15 * time.Second // to reach the upstream and to get its CONNACK
 	maxConnack     = 64 << 10         // bytes
 	maxInbound     = 1 << 20          // bytes, announced as our Maximum Packet Size
-	highestQoS     = 1                // the engine's: QoS 2 copies go with QoS 1
 
 	readBuffer  = 16 << 10
 	writeBuffer = 64 << 10
@@ -27,8 +26,10 @@ type limits struct {
 	packet         int  // bytes of a whole packet: Maximum Packet Size
 	qos            byte // Maximum QoS, or ours
 	retain         bool // Retain Available
+	aliases        int  // Topic Alias Maximum
 	keepalive      time.Duration
 	sessionPresent bool
+	sessionExpiry  time.Duration // how long the upstream keeps our session
 }
 
 // will is what the upstream accepts of our will. Some refuse a CONNECT over it
@@ -47,7 +48,7 @@ func (b *Bridge) connect(ctx context.Context, u *url.URL) (*conn, error) {
 		return nil, fmt.Errorf("connect: %w", err)
 	}
 	stop := context.AfterFunc(ctx, func() { nc.Close() })
-	c, err := b.login(nc)
+	c, err := b.login(nc, sessionURL(u))
 	if !stop() && err == nil { // the time was up in this moment
 		err = context.Cause(ctx)
 	}
@@ -70,10 +71,20 @@ func dialTCP(ctx context.Context, u *url.URL) (net.Conn, error) {
 	return d.DialContext(ctx, "tcp", net.JoinHostPort(u.Hostname(), port))
 }
 
-func (b *Bridge) login(nc net.Conn) (*conn, error) {
+// sessionURL is what of a URL says which upstream it is.
+func sessionURL(u *url.URL) string { return u.Scheme + "://" + u.Host + u.Path }
+
+func (b *Bridge) login(nc net.Conn, url string) (*conn, error) {
 	connect, err := b.connectPacket()
 	if err != nil {
 		return nil, err
+	}
+	connect.CleanStart = !b.resumable(url)
+	unsure := b.session.Unsure
+	if !connect.CleanStart {
+		if err := b.connecting(); err != nil {
+			return nil, err
+		}
 	}
 	ln := &line{Conn: nc, silence: connectTimeout, stall: connectTimeout}
 	c := newConn(b, ln)
@@ -92,6 +103,7 @@ func (b *Bridge) login(nc net.Conn) (*conn, error) {
 		return nil, fmt.Errorf("packet of type %d instead of CONNACK", p.kind)
 	}
 	if p.code >= codeRefused {
+		b.session.Unsure = unsure // it has made no session
 		switch p.code {
 		case codeRetain:
 			b.will.retain = false
@@ -107,7 +119,20 @@ func (b *Bridge) login(nc net.Conn) (*conn, error) {
 	if c.limits.window == 0 {
 		return nil, fmt.Errorf("protocol error: Receive Maximum is 0") // MQTT 5 §3.2.2.3.3
 	}
-	c.window = newWindow(c.limits.window)
+	c.window = newWindow(c.limits.window, &b.out)
+	c.aliases.most = c.limits.aliases
+	if connect.CleanStart {
+		c.limits.sessionPresent = false
+	}
+	if c.limits.sessionPresent {
+		err = c.resumeSession(unsure)
+	} else {
+		err = c.beginSession(url)
+	}
+	if err != nil {
+		return nil, err
+	}
+	b.inbox.begin(c, b.session.Inbound, !c.limits.sessionPresent)
 	// Bytes are asked for by PINGREQ at 3/4 of keepalive at the latest, so a
 	// silence of 5/4 means that nobody is there.
 	ln.silence = c.limits.keepalive * 5 / 4
@@ -117,7 +142,7 @@ func (b *Bridge) login(nc net.Conn) (*conn, error) {
 
 func (b *Bridge) connectPacket() (*packets.Connect, error) {
 	expiry := uint32(min(b.o.SessionExpiry/time.Second, math.MaxUint32-1)) // the largest is "never" (MQTT 5 §3.1.2.11.2)
-	largest := uint32(maxInbound)
+	largest, most := uint32(maxInbound), uint16(maxInFlight)
 	p := &packets.Connect{
 		ProtocolName:    "MQTT",
 		ProtocolVersion: 5,
@@ -125,7 +150,7 @@ func (b *Bridge) connectPacket() (*packets.Connect, error) {
 		KeepAlive:       uint16(b.o.Keepalive / time.Second),
 		UsernameFlag:    b.o.Username != "",
 		Username:        b.o.Username,
-		Properties:      &packets.Properties{SessionExpiryInterval: &expiry, MaximumPacketSize: &largest},
+		Properties:      &packets.Properties{SessionExpiryInterval: &expiry, MaximumPacketSize: &largest, ReceiveMaximum: &most},
 	}
 	if b.o.Password != nil {
 		password, err := b.o.Password()
@@ -148,10 +173,14 @@ func (b *Bridge) limitsOf(ack *packets.Connack) limits {
 	l := limits{
 		window:         b.o.Window,
 		packet:         1 + 4 + maxRemaining,
-		qos:            highestQoS,
+		qos:            2,
 		retain:         p.RetainAvailable == nil || *p.RetainAvailable == 1,
 		keepalive:      b.o.Keepalive,
 		sessionPresent: ack.SessionPresent,
+		sessionExpiry:  b.o.SessionExpiry,
+	}
+	if p.SessionExpiryInterval != nil {
+		l.sessionExpiry = min(l.sessionExpiry, time.Duration(*p.SessionExpiryInterval)*time.Second)
 	}
 	if p.ReceiveMaximum != nil {
 		l.window = min(l.window, int(*p.ReceiveMaximum))
@@ -161,6 +190,9 @@ func (b *Bridge) limitsOf(ack *packets.Connack) limits {
 	}
 	if b.maxPacket > 0 {
 		l.packet = min(l.packet, b.maxPacket)
+	}
+	if p.TopicAliasMaximum != nil {
+		l.aliases = int(*p.TopicAliasMaximum)
 	}
 	if p.MaximumQOS != nil {
 		l.qos = min(l.qos, *p.MaximumQOS)

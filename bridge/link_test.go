@@ -95,6 +95,20 @@ func TestTakeover(t *testing.T) {
 	}, upstreamtest.Script{}, upstreamtest.Script{Disconnect: 0x8E})
 }
 
+// Not even a short back-off lets two clients with one id chase each other.
+func TestTakeoverWithShortBackoff(t *testing.T) {
+	run(t, "twin", Options{Backoff: Backoff{First: 10 * time.Millisecond, Max: 10 * time.Millisecond}}, func(t *testing.T, r *rig) {
+		r.start()
+		r.until("ten connections", func() bool { return len(r.up.Connects()) >= 10 })
+		c := r.up.Connects()
+		for i := 1; i < len(c); i++ {
+			if d := c[i].At.Sub(c[i-1].At); d < time.Second {
+				t.Errorf("attempt %d came after %v", i, d)
+			}
+		}
+	}, upstreamtest.Script{Disconnect: 0x8E})
+}
+
 func TestBackoff(t *testing.T) {
 	b := Backoff{First: 100 * time.Millisecond, Max: time.Second}.withDefaults()
 	var longest [8]time.Duration
@@ -153,7 +167,7 @@ func TestPresence(t *testing.T) {
 		if p.WillTopic != "gw/status" || string(p.WillMessage) != "false connection lost" || p.WillQOS != 1 || !p.WillRetain {
 			t.Errorf("will %q %q QoS %d retain %t", p.WillTopic, p.WillMessage, p.WillQOS, p.WillRetain)
 		}
-		if p.CleanStart || *p.Properties.SessionExpiryInterval != 3600 || p.Username != "u" || string(p.Password) != "p" || p.ClientID != "gw-1" || p.KeepAlive != 30 {
+		if !p.CleanStart || *p.Properties.SessionExpiryInterval != 3600 || p.Username != "u" || string(p.Password) != "p" || p.ClientID != "gw-1" || p.KeepAlive != 30 {
 			t.Errorf("CONNECT %v", p)
 		}
 		r.wantPayloads("true ", "false stopped")
@@ -218,7 +232,7 @@ func TestNotAskedFor(t *testing.T) {
 func TestAssignedClientID(t *testing.T) {
 	up := upstreamtest.New()
 	defer up.Close()
-	b, err := New(nil, Options{Upstream: []string{"mqtt://x"}, Dial: up.Dial})
+	b, err := New(nil, Outboxes{}, Options{Upstream: []string{"mqtt://x"}, Dial: up.Dial})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -264,7 +278,7 @@ func TestBufferFails(t *testing.T) {
 	up := upstreamtest.New()
 	defer up.Close()
 	broken := errors.New("disk is gone")
-	b, err := New(brokenSource{broken}, Options{Upstream: []string{"mqtt://x"}, Dial: up.Dial})
+	b, err := New(brokenSource{broken}, Outboxes{}, Options{Upstream: []string{"mqtt://x"}, Dial: up.Dial})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -288,7 +302,7 @@ func TestNewErrors(t *testing.T) {
 		{[]string{"mqtt://a", "mqtts://u:secret@b"}, `upstream "mqtts://u:xxxxx@b": mqtts is not supported, use mqtt://`},
 		{[]string{"mqtt://a", "mqtt://u:secret@a:b:c"}, `upstream 2: invalid port ":c" after host`},
 	} {
-		if _, err := New(nil, Options{Upstream: tt.upstream}); err == nil || err.Error() != tt.want {
+		if _, err := New(nil, Outboxes{}, Options{Upstream: tt.upstream}); err == nil || err.Error() != tt.want {
 			t.Errorf("%q: error %v, want %s", tt.upstream, err, tt.want)
 		}
 	}
@@ -342,7 +356,7 @@ func TestTCP(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b, err := New(reader, Options{Upstream: []string{u}})
+	b, err := New(reader, out, Options{Upstream: []string{u}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,9 +1,11 @@
 package bridge
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -38,6 +40,10 @@ type MapperOptions struct {
 	Forward  []Forward // tried in order for topics outside devices/
 	Outboxes Outboxes  // where the copies go
 
+	// Live says whether telemetry can be sent soon. What cannot goes to Replay, and has
+	// the user property replayed. nil keeps all of it in one order.
+	Live func() bool
+
 	// Unknown is told once of each device that publishes but is not in Devices,
 	// with the lines that would add it to the site file. It must not block.
 	Unknown func(device, yaml string)
@@ -48,8 +54,9 @@ type Direction byte
 
 // The directions.
 const (
-	Up   Direction = iota // from the local broker to the upstream
-	Down                  // from the upstream to the local broker
+	Up      Direction = iota // from the local broker to the upstream
+	Down                     // from the upstream to the local broker
+	Nowhere                  // neither
 )
 
 // Data is how one kind of data is carried.
@@ -103,6 +110,10 @@ type Mapper struct {
 	forward  []forward
 	outboxes Outboxes
 	props    []byte // the gateway property and the key of seq
+	own      []byte // the gateway property
+	late     []byte // props of what is replayed
+	live     func() bool
+	filters  []Filter
 	seq      string // "origin.boot."
 
 	unknown      func(device, yaml string)
@@ -138,11 +149,14 @@ func NewMapper(o MapperOptions) (*Mapper, error) {
 	m := &Mapper{
 		outboxes: o.Outboxes,
 		unknown:  o.Unknown,
+		live:     o.Live,
 		seq:      fmt.Sprintf("%s.%d.", o.Origin, o.Boot),
 		props:    appendString(appendUser(nil, "gateway", o.Gateway), userProperty, "seq"),
 		routes:   map[string]*target{},
 		reported: map[string]bool{},
 	}
+	m.late = append(appendUser(nil, "replayed", "true"), m.props...)
+	m.own = appendUser(nil, "gateway", o.Gateway)
 	fixed := map[string]string{"gateway": o.Gateway, "org": o.Org, "site": o.Site}
 	var err error
 	if m.template, err = topic.ParseTemplate(o.Topic, "data", used(o.Topic, fixed)); err != nil {
@@ -164,7 +178,98 @@ func NewMapper(o MapperOptions) (*Mapper, error) {
 		}
 		m.forward = append(m.forward, forward{f, mapping})
 	}
+	if len(errs) == 0 || errors.Join(errs...) == nil {
+		errs = append(errs, m.subscribe(o, fixed))
+	}
 	return m, errors.Join(errs...)
+}
+
+// subscribe works out what is to be subscribed upstream.
+func (m *Mapper) subscribe(o MapperOptions, fixed map[string]string) error {
+	down := make(map[string]byte) // by data name
+	add := func(name string, d Data) {
+		if d.Direction == Down {
+			down[name] = max(down[name], d.QoS)
+		}
+	}
+	for name, d := range o.Data {
+		add(name, d)
+	}
+	for _, dev := range o.Devices {
+		for name, override := range dev.Data {
+			add(name, override.apply(o.Data[name]))
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(down)) {
+		if len(o.Devices) == 0 {
+			break
+		}
+		text := strings.ReplaceAll(o.Topic, "{data}", name)
+		t, err := topic.ParseTemplate(text, "", used(text, fixed))
+		if err != nil {
+			return err
+		}
+		m.filters = append(m.filters, Filter{t.Filter(), down[name]})
+	}
+	for _, f := range m.forward {
+		if f.Direction == Down {
+			if !f.mapping.Reversible() {
+				return fmt.Errorf("forward %s: %q does not say which local topic it is for", f.Local, f.Upstream)
+			}
+			m.filters = append(m.filters, Filter{f.mapping.ReverseFilter(), f.QoS})
+		}
+	}
+	return nil
+}
+
+// Filters are the subscriptions that bring what is to come down.
+func (m *Mapper) Filters() []Filter { return m.filters }
+
+// Local is the local topic of a message from the upstream. It reports false if no
+// rule is for it.
+func (m *Mapper) Local(upstream string) (string, bool) {
+	if values, ok := m.template.Match(nil, upstream); ok {
+		var id, data string
+		for i, f := range m.template.Fields() {
+			switch f {
+			case "device":
+				id = values[i]
+			case "data":
+				data = values[i]
+			}
+		}
+		if dev, ok := m.devices.find(id); ok {
+			d, ok := dev.dataFor(data)
+			if name, err := dev.topic(m.template, id, data); ok && d.Direction == Down && err == nil && name == upstream {
+				return devicesPrefix + id + "/" + data, true
+			}
+		}
+	}
+	for _, f := range m.forward {
+		if f.Direction == Down {
+			if b, ok := f.mapping.AppendReverse(nil, upstream); ok {
+				return string(b), true
+			}
+		}
+	}
+	return "", false
+}
+
+// Mark appends the gateway property, by which Own knows a message again.
+func (m *Mapper) Mark(props []byte) []byte { return append(props, m.own...) }
+
+// Own reports whether a message with these properties has gone through this gateway
+// before: it must not go round in circles.
+func (m *Mapper) Own(props []byte) bool {
+	for at := 0; ; at++ {
+		i := bytes.Index(props[at:], m.own)
+		if i < 0 {
+			return false
+		}
+		if at += i; startsProperty(props, at) {
+			return true
+		}
+	}
 }
 
 // used leaves out the fields that a template does not have, because an empty one
@@ -179,7 +284,7 @@ func (d Data) check(what string) error {
 	switch {
 	case d.QoS > 2:
 		return fmt.Errorf("%s: QoS %d is above 2", what, d.QoS)
-	case int(d.Class) >= len(Outboxes{}):
+	case d.Class >= buffer.Local:
 		return fmt.Errorf("%s: class %s is not for a bridge", what, d.Class)
 	}
 	return nil
@@ -195,8 +300,12 @@ type Route struct {
 }
 
 // Route finds the way of a publish on a valid local topic. It reports false if
-// the bridge does not carry it.
-func (m *Mapper) Route(name string, retain bool) (Route, bool) {
+// the bridge does not carry it; what has gone up from here before, as its
+// properties tell, it does not carry again.
+func (m *Mapper) Route(name string, retain bool, props []byte) (Route, bool) {
+	if len(props) > 0 && m.Own(props) {
+		return Route{}, false
+	}
 	m.mu.RLock()
 	t := m.routes[name]
 	m.mu.RUnlock()
@@ -214,14 +323,24 @@ func (m *Mapper) Route(name string, retain bool) (Route, bool) {
 // Copy is the message's copy for this bridge in the class given. Appending it
 // gives it the user properties gateway and seq, with the next number of the topic.
 func (r Route) Copy(class buffer.Class) buffer.Copy {
-	return buffer.Copy{
-		Outbox: r.target.mapper.outboxes[class],
+	m := r.target.mapper
+	c := buffer.Copy{
+		Outbox: m.outboxes[class],
 		Topic:  r.target.topic,
 		Number: r.target,
 		QoS:    r.target.data.QoS,
 		Retain: r.retain,
 	}
+	if class == buffer.Telemetry && m.live != nil && !m.live() {
+		c.Outbox, c.Number = m.outboxes[Replay], replayed{r.target}
+	}
+	return c
 }
+
+// replayed numbers what is replayed.
+type replayed struct{ *target }
+
+func (t replayed) Number() []byte { return appendSeq(t.mapper.late, t.mapper.seq, t.n.Add(1)) }
 
 // Number returns the user properties with the next number of the topic.
 func (t *target) Number() []byte { return appendSeq(t.mapper.props, t.mapper.seq, t.n.Add(1)) }

@@ -84,7 +84,7 @@ func TestRoute(t *testing.T) {
 	} {
 		got := ""
 		for range 2 { // found, and remembered
-			if r, ok := m.Route(tt.local, tt.retain); ok {
+			if r, ok := m.Route(tt.local, tt.retain, nil); ok {
 				c := r.Copy(r.Class)
 				got = fmt.Sprintf("%s %d %s %t", c.Topic, c.QoS, r.Class, c.Retain)
 				if c.Outbox.Class() != r.Class {
@@ -96,7 +96,7 @@ func TestRoute(t *testing.T) {
 			}
 		}
 	}
-	if r, _ := m.Route("devices/em-1/telemetry", false); r.Copy(buffer.Alert).Outbox.Class() != buffer.Alert {
+	if r, _ := m.Route("devices/em-1/telemetry", false, nil); r.Copy(buffer.Alert).Outbox.Class() != buffer.Alert {
 		t.Error("a copy does not follow the class that the message has")
 	}
 	if s := m.Stats(); s.Unknown != 0 {
@@ -117,7 +117,7 @@ func TestSeq(t *testing.T) {
 		t.Fatal(err)
 	}
 	props := func(topic string) string {
-		r, ok := m.Route(topic, false)
+		r, ok := m.Route(topic, false, nil)
 		if !ok {
 			t.Fatalf("%s has no route", topic)
 		}
@@ -163,7 +163,7 @@ func TestForgottenTopicsGoOnAbove(t *testing.T) {
 		t.Fatal(err)
 	}
 	route := func(data string) *target {
-		r, ok := m.Route("devices/em-1/telemetry/"+data, false)
+		r, ok := m.Route("devices/em-1/telemetry/"+data, false, nil)
 		if !ok {
 			t.Fatal("no route")
 		}
@@ -196,7 +196,7 @@ func TestUnknownDevices(t *testing.T) {
 	}
 	for range 3 {
 		for _, id := range []string{"new-1", `x"y`, ""} {
-			if _, ok := m.Route("devices/"+id+"/telemetry", false); ok {
+			if _, ok := m.Route("devices/"+id+"/telemetry", false, nil); ok {
 				t.Errorf("%q is carried", id)
 			}
 		}
@@ -210,7 +210,7 @@ func TestUnknownDevices(t *testing.T) {
 		t.Error(d)
 	}
 	for i := range 2 * maxUnknown {
-		m.Route(fmt.Sprintf("devices/flood-%d/telemetry", i), false)
+		m.Route(fmt.Sprintf("devices/flood-%d/telemetry", i), false, nil)
 	}
 	if len(told) != maxUnknown {
 		t.Errorf("told of %d devices, want %d at most", len(told), maxUnknown)
@@ -225,7 +225,7 @@ func TestTooLongUpstream(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, ok := m.Route("devices/em-1/telemetry/"+strings.Repeat("x", 65_501), false); ok {
+	if _, ok := m.Route("devices/em-1/telemetry/"+strings.Repeat("x", 65_501), false, nil); ok {
 		t.Error("it is carried")
 	}
 	if s := m.Stats(); s.Unfit != 1 {
@@ -278,7 +278,7 @@ func BenchmarkRoute(b *testing.B) {
 	}
 	b.ReportAllocs()
 	for b.Loop() {
-		r, _ := m.Route("devices/em-1/telemetry", false)
+		r, _ := m.Route("devices/em-1/telemetry", false, nil)
 		_ = r.Copy(r.Class)
 	}
 }

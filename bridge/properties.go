@@ -33,3 +33,51 @@ func appendSeq(props []byte, prefix string, n uint64) []byte {
 	binary.BigEndian.PutUint16(out[at:], uint16(len(out)-at-2))
 	return out
 }
+
+// startsProperty reports whether a property begins at a place, so that what stands
+// there is not a part of a value.
+func startsProperty(props []byte, at int) bool {
+	for i := 0; i < len(props); {
+		if i == at {
+			return true
+		}
+		size := propertySize(props[i:])
+		if size == 0 {
+			return false
+		}
+		i += size
+	}
+	return false
+}
+
+// propertySize is the size of the first property of a PUBLISH (MQTT 5 §2.2.2.2), 0 if
+// it is none.
+func propertySize(p []byte) int {
+	text := func(at int) int {
+		if len(p) < at+2 {
+			return len(p) + 1
+		}
+		return at + 2 + int(binary.BigEndian.Uint16(p[at:]))
+	}
+	size := 0
+	switch p[0] {
+	case 0x01:
+		size = 2
+	case 0x02:
+		size = 5
+	case 0x23:
+		size = 3
+	case 0x03, 0x08, 0x09:
+		size = text(1)
+	case userProperty:
+		size = text(text(1))
+	case 0x0B:
+		if _, n := binary.Uvarint(p[1:]); n > 0 {
+			size = 1 + n
+		}
+	}
+	if size > len(p) {
+		return 0
+	}
+	return size
+}

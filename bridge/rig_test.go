@@ -22,6 +22,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 type rig struct {
 	t      *testing.T
 	name   string
+	dir    string
 	buffer *buffer.Buffer
 	out    Outboxes
 	reader *buffer.Reader
@@ -33,17 +34,8 @@ type rig struct {
 
 func newRig(t *testing.T, o Options, scripts ...upstreamtest.Script) *rig {
 	t.Helper()
-	r := &rig{t: t, ended: make(chan error, 1)}
-	var err error
-	if r.buffer, err = buffer.Open(t.TempDir(), buffer.Options{}); err != nil {
-		t.Fatal(err)
-	}
-	if r.out, err = OpenOutboxes(r.buffer, "bridge/test/0"); err != nil {
-		t.Fatal(err)
-	}
-	if r.reader, err = r.buffer.Reader(r.out[:]...); err != nil {
-		t.Fatal(err)
-	}
+	r := &rig{t: t, dir: t.TempDir(), ended: make(chan error, 1)}
+	r.open()
 	t.Cleanup(func() {
 		r.stop()
 		r.reader.Close()
@@ -55,11 +47,54 @@ func newRig(t *testing.T, o Options, scripts ...upstreamtest.Script) *rig {
 	return r
 }
 
+func (r *rig) open() {
+	r.t.Helper()
+	var err error
+	if r.buffer, err = buffer.Open(r.dir, buffer.Options{}); err != nil {
+		r.t.Fatal(err)
+	}
+	if r.out, err = OpenOutboxes(r.buffer, "bridge/test/0"); err != nil {
+		r.t.Fatal(err)
+	}
+	if r.reader, err = r.buffer.Reader(r.out[:]...); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// reopen closes the buffer, lets something happen to its folder, and opens it.
+func (r *rig) reopen(meanwhile func(dir string)) {
+	r.t.Helper()
+	r.reader.Close()
+	if err := r.buffer.Close(); err != nil {
+		r.t.Fatal(err)
+	}
+	meanwhile(r.dir)
+	r.open()
+}
+
 // next replaces bridge and upstream; the buffer stays.
 func (r *rig) next(name string, o Options, scripts ...upstreamtest.Script) {
 	r.t.Helper()
 	r.stop()
-	r.name, r.up = name, upstreamtest.New(scripts...)
+	r.up = upstreamtest.New(scripts...)
+	r.make(name, o)
+}
+
+// restart replaces the bridge, and goes on with these scripts; buffer and upstream
+// stay.
+func (r *rig) restart(name string, o Options, scripts ...upstreamtest.Script) {
+	r.t.Helper()
+	r.halt()
+	r.up.Cut()
+	if len(scripts) > 0 {
+		r.up.Go(scripts...)
+	}
+	r.make(name, o)
+}
+
+func (r *rig) make(name string, o Options) {
+	r.t.Helper()
+	r.name = name
 	if o.Upstream == nil {
 		o.Upstream = []string{"mqtt://upstream"}
 	}
@@ -69,7 +104,7 @@ func (r *rig) next(name string, o Options, scripts ...upstreamtest.Script) {
 	o.Dial = r.up.Dial
 	o.Logger = slog.New(slog.NewTextHandler(r.t.Output(), nil))
 	var err error
-	if r.bridge, err = New(r.reader, o); err != nil {
+	if r.bridge, err = New(r.reader, r.out, o); err != nil {
 		r.t.Fatal(err)
 	}
 }
@@ -83,19 +118,25 @@ func (r *rig) start() {
 // stop ends the bridge and its upstream, and checks what must hold at any time.
 func (r *rig) stop() {
 	r.t.Helper()
-	if r.cancel != nil {
-		r.cancel()
-		r.cancel = nil
-		if err := <-r.ended; err != nil {
-			r.t.Errorf("%s: Run: %v", r.name, err)
-		}
-	}
+	r.halt()
 	if r.up == nil {
 		return
 	}
 	r.up.Close()
 	for _, v := range r.up.Violations() {
 		r.t.Errorf("%s: violation: %s", r.name, v)
+	}
+}
+
+// halt ends the bridge.
+func (r *rig) halt() {
+	r.t.Helper()
+	if r.cancel != nil {
+		r.cancel()
+		r.cancel = nil
+		if err := <-r.ended; err != nil {
+			r.t.Errorf("%s: Run: %v", r.name, err)
+		}
 	}
 	for class, out := range r.out {
 		if l := out.Ledger(); l.Difference() != 0 {
@@ -134,11 +175,16 @@ func message(payload string) buffer.Message {
 // fill appends n telemetry messages t-1, t-2, … with QoS 1.
 func (r *rig) fill(n int) {
 	r.t.Helper()
+	r.fillQoS(1, n)
+}
+
+func (r *rig) fillQoS(qos byte, n int) {
+	r.t.Helper()
 	var list []buffer.Message
 	for _, p := range series(1, n, "") {
 		list = append(list, message(p))
 	}
-	r.put(buffer.Telemetry, buffer.Copy{QoS: 1}, list...)
+	r.put(buffer.Telemetry, buffer.Copy{QoS: qos}, list...)
 }
 
 // until lets time pass until cond is true, ten minutes at most.

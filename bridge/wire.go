@@ -36,12 +36,21 @@ type publish struct {
 	dup    bool
 	retain bool
 	expiry uint32 // seconds left, 0 for never
+	alias  uint16 // of the topic; 0 is none
+	known  bool   // the upstream knows the alias: the topic is left out
+}
+
+func (p *publish) topic() string {
+	if p.known {
+		return ""
+	}
+	return p.d.Topic
 }
 
 // remaining is the Remaining Length (MQTT 5 §2.1.4).
 func (p *publish) remaining() int {
 	props := p.properties()
-	n := 2 + len(p.d.Topic) + varLen(props) + props + len(p.d.Payload)
+	n := 2 + len(p.topic()) + varLen(props) + props + len(p.d.Payload)
 	if p.qos > 0 {
 		n += 2
 	}
@@ -49,10 +58,14 @@ func (p *publish) remaining() int {
 }
 
 func (p *publish) properties() int {
+	n := len(p.d.Props)
 	if p.expiry > 0 {
-		return len(p.d.Props) + 5
+		n += 5
 	}
-	return len(p.d.Props)
+	if p.alias > 0 {
+		n += 3
+	}
+	return n
 }
 
 // size is that of the whole packet.
@@ -72,8 +85,8 @@ func (p *publish) writeTo(w *bufio.Writer) error {
 		h[0] |= 0x01
 	}
 	h = binary.AppendUvarint(h, uint64(p.remaining()))
-	h = binary.BigEndian.AppendUint16(h, uint16(len(p.d.Topic)))
-	h = append(h, p.d.Topic...)
+	h = binary.BigEndian.AppendUint16(h, uint16(len(p.topic())))
+	h = append(h, p.topic()...)
 	if p.qos > 0 {
 		h = binary.BigEndian.AppendUint16(h, p.id)
 	}
@@ -82,10 +95,19 @@ func (p *publish) writeTo(w *bufio.Writer) error {
 		h = append(h, packets.PropMessageExpiry)
 		h = binary.BigEndian.AppendUint32(h, p.expiry)
 	}
+	if p.alias > 0 {
+		h = append(h, packets.PropTopicAlias)
+		h = binary.BigEndian.AppendUint16(h, p.alias)
+	}
 	w.Write(h)
 	w.Write(p.d.Props)
 	_, err := w.Write(p.d.Payload) // a bufio.Writer's first error stays
 	return err
+}
+
+// appendPubrel appends a PUBREL without a reason code (MQTT 5 §3.6.2.1).
+func appendPubrel(dst []byte, id uint16) []byte {
+	return append(dst, packets.PUBREL<<4|2, 2, byte(id>>8), byte(id))
 }
 
 // varLen is how many bytes a Variable Byte Integer takes; its encoding is that
@@ -109,7 +131,7 @@ type packet struct {
 	code   byte   // reason code of an acknowledgement, CONNACK or DISCONNECT
 	reason string // the Reason String that came with it
 
-	content packets.Packet // of CONNACK, DISCONNECT and PUBLISH
+	content packets.Packet // of CONNACK, DISCONNECT, PUBLISH and SUBACK
 }
 
 // readPacket reads one packet of at most limit bytes of Remaining Length, which
@@ -154,11 +176,17 @@ func readPacket(r *bufio.Reader, limit int) (packet, error) {
 	switch c := cp.Content.(type) {
 	case *packets.Puback:
 		p.code, p.reason = c.ReasonCode, c.Properties.ReasonString
+	case *packets.Pubrec:
+		p.code, p.reason = c.ReasonCode, c.Properties.ReasonString
+	case *packets.Pubcomp:
+		p.code, p.reason = c.ReasonCode, c.Properties.ReasonString
 	case *packets.Connack:
 		p.code, p.reason, p.content = c.ReasonCode, c.Properties.ReasonString, c
 	case *packets.Disconnect:
 		p.code, p.reason, p.content = c.ReasonCode, c.Properties.ReasonString, c
 	case *packets.Publish:
+		p.content = c
+	case *packets.Suback:
 		p.content = c
 	}
 	return p, nil

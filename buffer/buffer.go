@@ -327,7 +327,13 @@ func (o *Outbox) recoverMarks(m marks) {
 			p.first = settled + 1
 		}
 	}
-	m.sent, m.rec, m.comp = max(o.sent, m.sent), max(o.rec, m.rec), max(o.comp, m.comp)
+	m.sent = max(o.sent, m.sent)
+	switch {
+	case m.session < o.session: // of before the session was lost
+		m.rec, m.session = o.rec, o.session
+	case m.session == o.session:
+		m.rec = max(o.rec, m.rec)
+	}
 	o.marks = m
 	o.taken = o.cursor
 	voids := o.voids

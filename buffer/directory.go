@@ -26,16 +26,15 @@ type span struct {
 // marks is how far an outbox is settled. Every copy up to cursor is settled with
 // the outcomes counted.
 type marks struct {
-	cursor uint64
-	sent   uint64 // copies up to here may have been handed out
-	// What an exactly-once destination told us: up to rec a PUBREC, up to comp a
-	// PUBCOMP.
-	rec, comp uint64
-	outcomes  [numOutcomes]uint64
+	cursor   uint64
+	sent     uint64 // copies up to here may have been handed out
+	rec      uint64 // an exactly-once destination told us of a PUBREC up to here
+	session  uint64 // how often such a destination has lost what rec says
+	outcomes [numOutcomes]uint64
 }
 
 func appendMarks(dst []byte, m *marks) []byte {
-	for _, v := range [...]uint64{m.cursor, m.sent, m.rec, m.comp, uint64(len(m.outcomes))} {
+	for _, v := range [...]uint64{m.cursor, m.sent, m.rec, m.session, uint64(len(m.outcomes))} {
 		dst = binary.AppendUvarint(dst, v)
 	}
 	for _, v := range m.outcomes {
@@ -45,7 +44,7 @@ func appendMarks(dst []byte, m *marks) []byte {
 }
 
 func (d *decoder) marks() (m marks) {
-	m.cursor, m.sent, m.rec, m.comp = d.uvarint(), d.uvarint(), d.uvarint(), d.uvarint()
+	m.cursor, m.sent, m.rec, m.session = d.uvarint(), d.uvarint(), d.uvarint(), d.uvarint()
 	for i, n := uint64(0), d.uvarint(); i < n && !d.bad; i++ {
 		v := d.uvarint()
 		if i < uint64(len(m.outcomes)) {

@@ -31,7 +31,6 @@ func TestMarksSurvive(t *testing.T) {
 		t.Fatal(err)
 	}
 	o.Received(7)
-	o.Completed(3)
 	o.Received(5) // is behind
 	if err := o.Flush(); err != nil {
 		t.Fatal(err)
@@ -40,7 +39,7 @@ func TestMarksSurvive(t *testing.T) {
 	cut := afterPowerCut(t, dir)
 	defer cut.Close()
 	got := outbox(t, cut, "cloud", Telemetry).Marks()
-	if want := (Marks{Settled: 1, Sent: 10 + reserveAhead, Received: 7, Completed: 3}); got != want {
+	if want := (Marks{Settled: 1, Sent: 10 + reserveAhead, Received: 7}); got != want {
 		t.Errorf("marks after a power cut are %+v, want %+v", got, want)
 	}
 	r2, err := cut.Reader(outbox(t, cut, "cloud", Telemetry))
@@ -59,7 +58,7 @@ func TestMarksSurvive(t *testing.T) {
 	b = reopen(t, dir)
 	defer b.Close()
 	got = outbox(t, b, "cloud", Telemetry).Marks()
-	if want := (Marks{Settled: 1, Sent: 10, Received: 7, Completed: 3}); got != want {
+	if want := (Marks{Settled: 1, Sent: 10, Received: 7}); got != want {
 		t.Errorf("marks after a restart are %+v, want %+v", got, want)
 	}
 }
@@ -117,4 +116,45 @@ func TestExpiredIsNotHandedOut(t *testing.T) {
 		t.Errorf("d is good for another %v", left)
 	}
 	balance(t, o, Ledger{Accepted: 4, Stored: 3, Dropped: map[string]uint64{"expired": 1}})
+}
+
+// What was received before the session was lost does not come back, not even from a
+// block that was written before.
+func TestForgetSurvives(t *testing.T) {
+	dir := t.TempDir()
+	b := reopen(t, dir)
+	o := outbox(t, b, "cloud", Telemetry)
+	put(t, b, 1, 9, o)
+	r, err := b.Reader(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	take(t, r, 9)
+	o.Received(7)
+	put(t, b, 10, 12, o) // its block carries the mark
+	o.Forget()
+	if err := o.SetNote("hello", o); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []uint64{0, 2} {
+		o.Received(want)
+		if err := o.Flush(); err != nil {
+			t.Fatal(err)
+		}
+		cut := afterPowerCut(t, dir)
+		got := outbox(t, cut, "cloud", Telemetry)
+		if m := got.Marks(); m.Received != want {
+			t.Errorf("received up to %d, want %d", m.Received, want)
+		}
+		if note, err := got.Note(); err != nil || note != "hello" {
+			t.Errorf("note %q, %v", note, err)
+		}
+		if err := cut.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.Close()
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
 }

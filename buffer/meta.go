@@ -16,7 +16,8 @@ import (
 // meta is meta.db: what is known of the buffer beside the blocks. It is small
 // and rarely written: at most once a second, and when a generation ends.
 //
-//	about        version, origin, epoch, next (the id that no outbox had yet), each u32
+//	about        version, origin, epoch, next (the id that no outbox had yet), each u32;
+//	             note/ and a destination's name → its note
 //	outboxes     id u32 → class u8, name length uvarint, name, next uvarint, marks,
 //	             voids: uvarint count, each: first uvarint, copies uvarint, outcome u8
 //	generations  class u8, epoch u32, first u64, revision u32 → last uvarint, records uvarint,
@@ -264,10 +265,16 @@ func putOutboxes(tx rows.Tx, outboxes []*Outbox) (done func(), err error) {
 	}, nil
 }
 
-// saveOutboxes makes the marks of outboxes durable.
-func (m *meta) saveOutboxes(outboxes []*Outbox) error {
+// saveOutboxes makes the marks of outboxes durable, and what more puts, which may be
+// nil.
+func (m *meta) saveOutboxes(outboxes []*Outbox, more func(rows.Tx) error) error {
 	var done func()
 	err := m.db.Update(func(tx rows.Tx) (err error) {
+		if more != nil {
+			if err := more(tx); err != nil {
+				return err
+			}
+		}
 		done, err = putOutboxes(tx, outboxes)
 		return err
 	})
@@ -352,6 +359,20 @@ func (m *meta) forget(c Class, ids []log.GenID) error {
 		}
 		return nil
 	})
+}
+
+const notePrefix = "note/"
+
+func putNote(tx rows.Tx, name, text string) error {
+	return tx.Put(bucketAbout, []byte(notePrefix+name), []byte(text))
+}
+
+func (m *meta) note(name string) (text string, err error) {
+	err = m.db.View(func(tx rows.Tx) error {
+		text = string(tx.Get(bucketAbout, []byte(notePrefix+name)))
+		return nil
+	})
+	return text, err
 }
 
 // park keeps a copy that its destination refused.

@@ -91,6 +91,13 @@ func (o *Outbox) own() bool { return strings.HasPrefix(o.name, "$") }
 // Class is that of all copies in the outbox.
 func (o *Outbox) Class() Class { return o.class }
 
+// Stored is how many copies are not settled.
+func (o *Outbox) Stored() uint64 {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.stored
+}
+
 // Settle says how a copy that was handed out has ended, in any order. It does no
 // I/O: the mark is durable within a second, or with the next commit. If it gets
 // lost before, the copy comes again. A copy that is already settled stays as it

@@ -394,9 +394,11 @@ func (w *world) appendTo(class Class, n int) {
 		if err := w.b.Append(w.t.Context(), class, m, told{w, w.life, w.next, to, ended}); err != nil && !errors.Is(err, ErrFull) {
 			w.t.Fatalf("seed %d: append: %v", w.seed, err)
 		} else if err != nil {
+			w.mu.Lock()
 			for _, q := range to {
 				q.failed[w.next] = true
 			}
+			w.mu.Unlock()
 		}
 	}
 }

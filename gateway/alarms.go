@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/fieldferry/fieldferry/bridge"
 	"github.com/fieldferry/fieldferry/buffer"
 	"github.com/fieldferry/fieldferry/buffer/log"
 	"github.com/fieldferry/fieldferry/gateway/alarm"
@@ -40,6 +41,7 @@ type alarms struct {
 	log     *slog.Logger
 
 	rejected uint64 // appends that failed, at the last look
+	bridges  []*bridgeLook
 
 	mu       sync.Mutex       // guards what follows
 	verified *buffer.Verified // the last recount; nil before the first
@@ -60,6 +62,37 @@ func newAlarms(c *config.Config, b *buffer.Buffer, broker *localbroker.Broker, c
 		engine: engine, buffer: b, disk: b, dir: filepath.Join(c.Gateway.DataDir, "buffer"), max: c.Buffer.MaxBytes,
 		broker: broker, publish: broker.Publish, clock: clock, log: logger,
 	}, nil
+}
+
+// bridgeLook is how a bridge stood at the last looks.
+type bridgeLook struct {
+	name   string
+	status func() bridge.Status
+	taken  []uint64 // Status.TakenOver, for a minute, the oldest first
+	parked uint64
+}
+
+func (b *bridgeLook) samples(now time.Time) []alarm.Sample {
+	s := b.status()
+	down := alarm.Sample{Name: alarm.BridgeDown, Subject: b.name, Detail: s.LastError}
+	if !s.Connected && !s.Since.IsZero() {
+		down.Value = now.Sub(s.Since).Seconds()
+	}
+	if keep := int(time.Minute / alarmEvery); len(b.taken) > keep {
+		b.taken = b.taken[1:]
+	}
+	b.taken = append(b.taken, s.TakenOver)
+	twin := alarm.Sample{Name: alarm.BridgeTwin, Subject: b.name, Value: float64(s.TakenOver - b.taken[0])}
+	parked := alarm.Sample{Name: alarm.BridgeParked, Subject: b.name, Value: float64(s.Parked - b.parked)}
+	b.parked = s.Parked
+	return []alarm.Sample{down, twin, parked}
+}
+
+// watch has the alarms look at bridges too.
+func (a *alarms) watch(bridges []*upstream) {
+	for _, u := range bridges {
+		a.bridges = append(a.bridges, &bridgeLook{name: u.name, status: u.bridge.Status, taken: []uint64{0}})
+	}
 }
 
 // alarmThresholds are those of the site file.
@@ -140,6 +173,9 @@ func (a *alarms) samples() []alarm.Sample {
 	// What waits for sessions of the local broker waits for clients that are away.
 	age, _ := a.buffer.OldestAge(func(o *buffer.Outbox) bool { return strings.HasPrefix(o.Name(), bridgeOutbox) })
 	all = append(all, alarm.Sample{Name: alarm.BufferAge, Value: age.Seconds()}, a.drops())
+	for _, b := range a.bridges {
+		all = append(all, b.samples(time.Now())...)
+	}
 	if free, ok := diskFree(a.dir); ok {
 		all = append(all, alarm.Sample{Name: alarm.DiskFree, Value: free})
 	}

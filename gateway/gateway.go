@@ -108,9 +108,13 @@ func (g *Gateway) open() (err error) {
 		options.Access = guard
 	}
 	g.broker = localbroker.New(options)
+	for _, u := range g.bridges {
+		u.publish = g.broker.Publish
+	}
 	if g.alarms, err = newAlarms(c, g.buffer, g.broker, g.clock, g.log.With("part", "alarms")); err != nil {
 		return err
 	}
+	g.alarms.watch(g.bridges)
 	g.field = newField(g.broker, g.buffer, &c.Payload, g.log.With("part", "field"))
 	if g.links, err = openLinks(c, g.field, g.log); err != nil {
 		return err

@@ -89,9 +89,6 @@ func (u *unsupported) device(d *config.Device) {
 		once(a.Pos, "actions."+a.Name, "actions are")
 	}
 	for _, o := range d.Data {
-		if o.QoS != nil && *o.QoS == 2 {
-			once(o.Pos, "data."+o.Name+".qos: 2", "exactly-once to the upstream is")
-		}
 		if o.Encrypt != nil && *o.Encrypt != "" {
 			once(o.Pos, "data."+o.Name+".encrypt", "end-to-end encryption is")
 		}
@@ -130,33 +127,13 @@ func (u *unsupported) bridge(c *config.Config, b *config.Bridge) {
 	if b.Connections > 1 {
 		u.add(at("connections"), what+".connections", "several connections of one bridge are")
 	}
-	if b.Limit.MessagesPerSecond > 0 || b.Limit.BytesPerSecond > 0 {
-		u.add(b.Limit.Pos, what+".limit", "rate limits are")
-	}
-	if b.LiveFirst {
-		u.add(at("replay"), what+".replay: live-first", "another order than ordered is")
-	}
-	if b.DropLost {
-		u.add(at("on_lost_session"), what+".on_lost_session: drop", "dropping is")
-	}
 	for _, d := range b.Data {
-		given := !d.Pos.IsZero()
-		switch {
-		case d.Down && given:
-			u.add(d.Pos, what+".data."+d.Name, "messages from the upstream down are")
-		case !d.Down && d.QoS == 2:
-			u.add(d.Pos, what+".data."+d.Name+".qos: 2", "exactly-once to the upstream is")
-		case d.Encrypt != "":
+		if d.Encrypt != "" {
 			u.add(d.Pos, what+".data."+d.Name+".encrypt", "end-to-end encryption is")
 		}
 	}
 	for _, f := range b.Forward {
-		switch {
-		case f.Down:
-			u.add(f.Pos, what+".forward", "messages from the upstream down are")
-		case f.QoS == 2:
-			u.add(f.Pos, what+".forward: qos: 2", "exactly-once to the upstream is")
-		case f.Encrypt != "":
+		if f.Encrypt != "" {
 			u.add(f.Pos, what+".forward: encrypt", "end-to-end encryption is")
 		}
 	}

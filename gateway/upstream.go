@@ -1,6 +1,8 @@
 package gateway
 
 import (
+	"context"
+	"fmt"
 	"log/slog"
 	"slices"
 	"strings"
@@ -11,6 +13,7 @@ import (
 	"github.com/fieldferry/fieldferry/buffer"
 	"github.com/fieldferry/fieldferry/gateway/config"
 	"github.com/fieldferry/fieldferry/gateway/payload"
+	"github.com/fieldferry/fieldferry/localbroker"
 )
 
 // bridgeOutbox begins the names of the outboxes of bridges.
@@ -23,6 +26,32 @@ type upstream struct {
 	mapper   *bridge.Mapper
 	outboxes bridge.Outboxes
 	reader   *buffer.Reader
+	publish  publishFunc // on the local broker, which is made later
+}
+
+type publishFunc func(context.Context, *localbroker.Message, buffer.Receipt) error
+
+// deliver publishes what came down on the local broker.
+func (u *upstream) deliver(ctx context.Context, m *bridge.Inbound, r buffer.Receipt) error {
+	name, ok := u.mapper.Local(m.Topic)
+	if !ok {
+		return fmt.Errorf("no rule is for the upstream topic %q", m.Topic)
+	}
+	if u.mapper.Own(m.Props) || m.Retain && isCommand(name) {
+		r.Stored(nil) // our own, come back; or one that would be carried out again and again
+		return nil
+	}
+	return u.publish(ctx, &localbroker.Message{
+		Topic: name, Payload: m.Payload, Props: u.mapper.Mark(m.Props), QoS: m.QoS, Retain: m.Retain, Expiry: m.Expiry,
+		Received: time.Now(), Urgent: true, ClientID: fromUpstream,
+	}, r)
+}
+
+// isCommand reports whether a local topic is that of a device's commands.
+func isCommand(name string) bool {
+	rest, ok := strings.CutPrefix(name, "devices/")
+	_, data, _ := strings.Cut(rest, "/")
+	return ok && (data == "commands" || strings.HasPrefix(data, "commands/"))
 }
 
 func openUpstream(c *config.Config, b *config.Bridge, buf *buffer.Buffer, log *slog.Logger) (*upstream, error) {
@@ -33,7 +62,11 @@ func openUpstream(c *config.Config, b *config.Bridge, buf *buffer.Buffer, log *s
 	if u.outboxes, err = bridge.OpenOutboxes(buf, bridgeOutbox+b.Name+"/0"); err != nil {
 		return nil, err
 	}
-	if u.mapper, err = bridge.NewMapper(mapperOptions(c, b, u.outboxes, buf, log)); err != nil {
+	mo := mapperOptions(c, b, u.outboxes, buf, log)
+	if b.LiveFirst {
+		mo.Live = func() bool { return u.bridge.Live() }
+	}
+	if u.mapper, err = bridge.NewMapper(mo); err != nil {
 		return nil, err
 	}
 	if u.reader, err = buf.Reader(u.outboxes[:]...); err != nil {
@@ -46,15 +79,20 @@ func openUpstream(c *config.Config, b *config.Bridge, buf *buffer.Buffer, log *s
 		SessionExpiry: b.SessionExpiry,
 		Backoff:       bridge.Backoff{First: b.BackoffFirst, Max: b.BackoffMax},
 		Presence:      presence(c, u.mapper, buf),
+		DropLost:      b.DropLost,
+		Limit:         bridge.Limit{Messages: b.Limit.MessagesPerSecond, Bytes: b.Limit.BytesPerSecond},
 		Logger:        log,
 	}
 	for _, url := range b.Upstream {
 		o.Upstream = append(o.Upstream, url.String())
 	}
+	if filters := u.mapper.Filters(); len(filters) > 0 {
+		o.Down = &bridge.Downward{Filters: filters, Deliver: u.deliver}
+	}
 	if !b.Password.IsZero() {
 		o.Password = b.Password.Read
 	}
-	if u.bridge, err = bridge.New(u.reader, o); err != nil {
+	if u.bridge, err = bridge.New(u.reader, u.outboxes, o); err != nil {
 		u.reader.Close()
 		return nil, err
 	}
@@ -84,10 +122,12 @@ func mapperOptions(c *config.Config, b *config.Bridge, outboxes bridge.Outboxes,
 		if !taken {
 			// The gateway's own status has a topic like a device's. Only the bridge
 			// publishes it: what local clients publish as the gateway stays here.
-			down := bridge.Down
+			nowhere := bridge.Nowhere
 			own := bridge.Device{ID: c.Gateway.ID, Zone: c.Gateway.Zone, Type: "gateway", Data: make(map[string]bridge.Override)}
-			for name := range o.Data {
-				own.Data[name] = bridge.Override{Direction: &down}
+			for name, d := range o.Data {
+				if d.Direction == bridge.Up {
+					own.Data[name] = bridge.Override{Direction: &nowhere}
+				}
 			}
 			o.Devices = append(o.Devices, own)
 		}

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -23,6 +24,9 @@ type conn struct {
 	closed chan struct{} // when the connection is
 
 	keepalive time.Duration
+	session   *session
+	began     bool // this connection began it
+	aliases   map[uint16]string
 	unacked   map[uint16]bool // the reader's and, through release, the test's: guarded by mu
 
 	mu    sync.Mutex // guards what follows, and unacked
@@ -169,6 +173,9 @@ func (c *conn) read() {
 		if err != nil {
 			return
 		}
+		if c.began {
+			c.s.update(func() { c.session.met = true })
+		}
 		switch p := p.Content.(type) {
 		case *packets.Publish:
 			if !c.publish(p, r.n) {
@@ -180,11 +187,19 @@ func (c *conn) read() {
 			c.s.update(func() { c.s.connects[c.n].Pings++ })
 			c.send(false, &packets.Pingresp{})
 		case *packets.Puback:
-			c.refused(p.ReasonCode)
+			c.answered(packets.PUBACK, p.PacketID, p.ReasonCode)
 		case *packets.Pubrec:
-			c.refused(p.ReasonCode)
+			c.answered(packets.PUBREC, p.PacketID, p.ReasonCode)
 		case *packets.Pubcomp:
-			c.refused(p.ReasonCode)
+			c.answered(packets.PUBCOMP, p.PacketID, p.ReasonCode)
+		case *packets.Subscribe:
+			c.subscribe(p)
+		case *packets.Pubrel:
+			if !c.pubrel(p.PacketID) {
+				c.nc.SetReadDeadline(time.Time{})
+				io.Copy(io.Discard, r)
+				return
+			}
 		case *packets.Disconnect:
 			c.s.update(func() { c.s.connects[c.n].Goodbye = p.ReasonCode == 0 })
 			return
@@ -205,8 +220,15 @@ func (c *conn) connect(p *packets.Connect) bool {
 			id = "assigned"
 			limits.AssignedClientID = id
 		}
-		present = c.s.sessions[id] && !p.CleanStart && !c.script.LoseSession && c.script.Code == 0
-		c.s.sessions[id] = true
+		if c.script.Code >= 0x80 {
+			return
+		}
+		present = c.s.sessions[id] != nil && !p.CleanStart && !c.script.LoseSession
+		if !present {
+			c.s.begun++
+			c.s.sessions[id] = &session{n: c.s.begun, half: map[uint16]*Publish{}}
+		}
+		c.session, c.began = c.s.sessions[id], !present
 	})
 	if c.script.Mute {
 		return false
@@ -220,6 +242,10 @@ func (c *conn) connect(p *packets.Connect) bool {
 	if k := limits.ServerKeepAlive; k != nil {
 		c.keepalive = time.Duration(*k) * time.Second
 	}
+	c.s.update(func() {
+		c.session.conn = c
+		c.session.resend()
+	})
 	if c.script.Disconnect != 0 {
 		c.disconnect(c.script.Disconnect)
 		return false
@@ -234,6 +260,7 @@ func (c *conn) publish(p *packets.Publish, size int) bool {
 		Conn: c.n, At: time.Now(), Topic: p.Topic, Payload: string(p.Payload), QoS: p.QoS, Dup: p.Duplicate,
 		Retain: p.Retain, ID: p.PacketID, Expiry: p.Properties.MessageExpiry, User: p.Properties.User, Size: size,
 	}
+	c.alias(&rec, p.Properties.TopicAlias)
 	c.check(&rec)
 	if c.script.Publish != nil {
 		rec.Answer = c.script.Publish(rec)
@@ -243,7 +270,15 @@ func (c *conn) publish(p *packets.Publish, size int) bool {
 		c.held = append(c.held, rec)
 		c.mu.Unlock()
 	}
-	c.s.update(func() { c.s.publishes = append(c.s.publishes, rec) })
+	c.s.update(func() {
+		if p.QoS == 2 && rec.Answer.Do == Ack && rec.Answer.Code >= 0x80 && c.session.half[p.PacketID] != nil {
+			rec.Answer.Code = 0 // it has the message already
+		}
+		c.s.publishes = append(c.s.publishes, rec)
+		if rec.Taken() {
+			c.take(&rec)
+		}
+	})
 	switch rec.Answer.Do {
 	case Ack:
 		c.ack(rec)
@@ -267,6 +302,99 @@ func (c *conn) publish(p *packets.Publish, size int) bool {
 	return true
 }
 
+// take delivers a message that was taken. c.s.mu is held.
+func (c *conn) take(p *Publish) {
+	if p.QoS == 2 {
+		if _, again := c.session.half[p.ID]; again {
+			if c.script.InUse {
+				p.Answer.Code = 0x91
+			}
+			return
+		}
+		half := *p
+		c.session.half[p.ID] = &half
+		if c.script.AtRelease {
+			return
+		}
+	}
+	c.deliver(p)
+}
+
+// deliver is called with c.s.mu held.
+func (c *conn) deliver(p *Publish) {
+	c.s.delivered = append(c.s.delivered, Delivered{p.Payload, p.Topic, p.QoS, c.session.n, !c.session.met})
+}
+
+// pubrel ends a QoS 2 flow. It reports false if nothing more is to be said.
+func (c *conn) pubrel(id uint16) bool {
+	var a Answer
+	if c.script.Pubrel != nil {
+		a = c.script.Pubrel(id)
+	}
+	if (a.Do == Ack || a.Do == Hold) && a.Code < 0x80 {
+		known := false
+		c.s.update(func() {
+			var p *Publish
+			if p, known = c.session.half[id]; known && c.script.AtRelease {
+				c.deliver(p)
+			}
+			delete(c.session.half, id)
+		})
+		if !known && !c.script.Lenient {
+			a.Code = 0x92
+		}
+	}
+	switch a.Do {
+	case Ack:
+		c.mu.Lock()
+		delete(c.unacked, id)
+		c.mu.Unlock()
+		if a.Code == 0 { // in its short form (MQTT 5 §3.7.2.1)
+			c.send(false, bytes.NewReader([]byte{packets.PUBCOMP << 4, 2, byte(id >> 8), byte(id)}))
+			return true
+		}
+		c.send(false, &packets.Pubcomp{PacketID: id, ReasonCode: a.Code, Properties: &packets.Properties{}})
+	case Cut:
+		c.nc.Close()
+		return false
+	case Disconnect:
+		c.disconnect(a.Code)
+		return false
+	case Freeze:
+		c.stop()
+		<-c.closed
+		return false
+	case Swallow:
+		c.stop()
+		return false
+	}
+	return true
+}
+
+// alias finds the topic that an alias stands for (MQTT 5 §3.3.2.3.4).
+func (c *conn) alias(p *Publish, alias *uint16) {
+	if alias == nil {
+		if p.Topic == "" {
+			c.s.violation(c.n, "%s: neither topic nor alias", p.Payload)
+		}
+		return
+	}
+	p.Alias = *alias
+	if most := c.script.Limits.TopicAliasMaximum; *alias == 0 || most == nil || *alias > *most {
+		c.s.violation(c.n, "%s: alias %d", p.Payload, *alias)
+	}
+	if p.Topic == "" {
+		if p.Topic = c.aliases[*alias]; p.Topic == "" {
+			c.s.violation(c.n, "%s: alias %d is of no topic", p.Payload, *alias)
+		}
+		return
+	}
+	if c.aliases == nil {
+		c.aliases = map[uint16]string{}
+	}
+	c.aliases[*alias] = p.Topic
+}
+
 // inject sends messages that nobody asked for, and acknowledgements of messages
 // that were never sent.
 func (c *conn) inject() {
@@ -281,6 +409,54 @@ func (c *conn) inject() {
 		&packets.Pubrec{PacketID: 40_000, Properties: none},
 		&packets.Pubcomp{PacketID: 40_000, Properties: none},
 	)
+}
+
+// sendOut sends a message to the client. c.s.mu is held.
+func (c *conn) sendOut(o *outgoing) {
+	if o.received {
+		c.send(false, &packets.Pubrel{PacketID: o.id, Properties: &packets.Properties{}})
+		return
+	}
+	p := &packets.Publish{Topic: o.Topic, Payload: []byte(o.Payload), QoS: o.QoS, Retain: o.Retain, PacketID: o.id, Duplicate: o.sent, Properties: &packets.Properties{User: o.User}}
+	if o.Expiry > 0 {
+		p.Properties.MessageExpiry = &o.Expiry
+	}
+	o.sent = true
+	c.send(false, p)
+}
+
+// answered takes the client's answer to a message of Send, or to one of Inject.
+func (c *conn) answered(kind byte, id uint16, code byte) {
+	found := false
+	c.s.update(func() {
+		for i, o := range c.session.out {
+			if o.id != id {
+				continue
+			}
+			found = true
+			if kind == packets.PUBREC && code < 0x80 {
+				o.received = true
+				c.sendOut(o)
+				return
+			}
+			c.session.out = slices.Delete(c.session.out, i, i+1)
+			return
+		}
+	})
+	if !found || code >= 0x80 {
+		c.refused(code)
+	}
+}
+
+func (c *conn) subscribe(p *packets.Subscribe) {
+	ack := &packets.Suback{PacketID: p.PacketID, Properties: &packets.Properties{}}
+	c.s.update(func() {
+		for _, sub := range p.Subscriptions {
+			c.session.filters = append(c.session.filters, sub.Topic)
+			ack.Reasons = append(ack.Reasons, sub.QoS)
+		}
+	})
+	c.send(false, ack)
 }
 
 func (c *conn) refused(code byte) {
@@ -331,14 +507,23 @@ func (c *conn) ack(p Publish) {
 	if p.QoS == 0 {
 		return
 	}
-	c.mu.Lock()
-	delete(c.unacked, p.ID)
-	c.mu.Unlock()
-	if p.Answer.Code == 0 { // in its short form (MQTT 5 §3.4.2.1)
-		c.send(false, bytes.NewReader([]byte{packets.PUBACK << 4, 2, byte(p.ID >> 8), byte(p.ID)}))
-		return
+	kind, taken := byte(packets.PUBACK), p.Answer.Code < 0x80 || p.Answer.Code == 0x91 && c.script.InUse
+	if p.QoS == 2 {
+		kind = packets.PUBREC
 	}
-	c.send(false, &packets.Puback{PacketID: p.ID, ReasonCode: p.Answer.Code, Properties: &packets.Properties{}})
+	if p.QoS == 1 || !taken {
+		c.mu.Lock()
+		delete(c.unacked, p.ID)
+		c.mu.Unlock()
+	}
+	ack := []byte{kind << 4, 2, byte(p.ID >> 8), byte(p.ID)} // in its short form (MQTT 5 §3.4.2.1)
+	if p.Answer.Code != 0 {
+		ack = []byte{kind << 4, 3, byte(p.ID >> 8), byte(p.ID), p.Answer.Code}
+	}
+	if p.QoS == 2 && c.script.Repeat {
+		ack = append(ack, ack...)
+	}
+	c.send(false, bytes.NewReader(ack))
 }
 
 func (c *conn) release() {

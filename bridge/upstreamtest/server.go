@@ -4,13 +4,15 @@
 // and of everything in it that the standard or its own announced limits forbid.
 //
 // It speaks over net.Pipe, so that it can be used inside testing/synctest, or over
-// TCP. It has no subscribers, does not route, and does not play QoS 2.
+// TCP. It has no subscribers and does not route: Delivered is what a subscriber
+// would have got.
 package upstreamtest
 
 import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/url"
 	"slices"
@@ -28,6 +30,11 @@ type Script struct {
 	Limits      packets.Properties   // of the CONNACK; the server checks that they are kept
 	LoseSession bool                 // the session is gone
 	Publish     func(Publish) Answer // what to do with each PUBLISH, it may sleep; nil acknowledges it
+	Pubrel      func(uint16) Answer  // likewise with each PUBREL; a code is that of the PUBCOMP, and Hold takes it for good without one
+	AtRelease   bool                 // QoS 2 messages are delivered at PUBREL, not at PUBLISH
+	InUse       bool                 // a repeated QoS 2 PUBLISH gets PUBREC with 0x91
+	Repeat      bool                 // each PUBREC is sent twice
+	Lenient     bool                 // PUBCOMP has code 0 also for an id that is not known
 	Disconnect  byte                 // if not 0, DISCONNECT with this code right after the CONNACK
 	CutReceived int                  // if not 0, the connection is cut after so many bytes from the client
 	CutSent     int                  // if not 0, likewise for bytes to the client
@@ -36,7 +43,7 @@ type Script struct {
 // Answer is what the server does about a PUBLISH.
 type Answer struct {
 	Do   Action
-	Code byte // reason code of the PUBACK or DISCONNECT
+	Code byte // reason code of the PUBACK, PUBREC, PUBCOMP or DISCONNECT
 }
 
 // Action is a way to answer a PUBLISH.
@@ -44,7 +51,7 @@ type Action byte
 
 // The actions. All but the first four are for the connection as a whole.
 const (
-	Ack        Action = iota // PUBACK with the code
+	Ack        Action = iota // PUBACK or PUBREC with the code
 	Hold                     // the same, when Release is called
 	Ignore                   // none
 	Inject                   // as Ack, after messages nobody asked for and answers to nothing
@@ -66,6 +73,7 @@ type Publish struct {
 	ID      uint16
 	Expiry  *uint32 // seconds
 	User    []packets.User
+	Alias   uint16 // that it came with
 	Size    int    // bytes of the packet
 	Answer  Answer // what was done about it
 }
@@ -92,10 +100,13 @@ type Server struct {
 
 	mu         sync.Mutex // guards what follows
 	scripts    []Script
+	first      int // connection that got the first of them
 	connects   []Connect
 	publishes  []Publish
 	violations []string
-	sessions   map[string]bool
+	delivered  []Delivered
+	begun      int // sessions
+	sessions   map[string]*session
 	live       map[*conn]bool
 	listeners  []net.Listener
 	closed     bool
@@ -110,10 +121,17 @@ func New(scripts ...Script) *Server {
 	}
 	return &Server{
 		scripts:  scripts,
-		sessions: map[string]bool{},
+		sessions: map[string]*session{},
 		live:     map[*conn]bool{},
 		changed:  make(chan struct{}),
 	}
+}
+
+// Go gives the connections from the next one on these scripts.
+func (s *Server) Go(scripts ...Script) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.scripts, s.first = scripts, len(s.connects)
 }
 
 // Dial connects in process, over net.Pipe.
@@ -156,7 +174,7 @@ func (s *Server) serve(nc net.Conn, url string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	n := len(s.connects)
-	script := s.scripts[min(n, len(s.scripts)-1)]
+	script := s.scripts[min(n-s.first, len(s.scripts)-1)]
 	s.connects = append(s.connects, Connect{At: time.Now(), URL: url})
 	s.notify()
 	if s.closed || script.Unreachable {
@@ -167,7 +185,12 @@ func (s *Server) serve(nc net.Conn, url string) bool {
 	s.live[c] = true
 	s.wg.Go(func() {
 		c.run()
-		s.update(func() { delete(s.live, c) })
+		s.update(func() {
+			delete(s.live, c)
+			if c.session != nil && c.session.conn == c {
+				c.session.conn = nil
+			}
+		})
 	})
 	return true
 }
@@ -228,6 +251,124 @@ func (s *Server) Count() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return len(s.publishes)
+}
+
+// Delivered is what a subscriber gets.
+type Delivered struct {
+	Payload string
+	Topic   string
+	QoS     byte
+	Session int // of the client, counted from 1
+
+	// Unmet says that the client has sent nothing on the connection that began the
+	// session: it may not even know that it did.
+	Unmet bool
+}
+
+// Delivered are the messages that a subscriber would have got, in order. With QoS 2
+// one that the client repeats is there once, as long as its session is not lost.
+func (s *Server) Delivered() []Delivered {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.delivered)
+}
+
+// Message is what the server sends to its clients.
+type Message struct {
+	Topic, Payload string
+	QoS            byte
+	Retain         bool
+	Expiry         uint32 // seconds; 0 is never
+	User           []packets.User
+}
+
+// Send sends a message to all sessions, whatever they subscribed to, now or when the
+// client is back: with QoS 1 until it is acknowledged, with QoS 2 once.
+func (s *Server) Send(m Message) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, session := range s.sessions {
+		session.send(m)
+	}
+}
+
+// Unanswered is how many messages of Send are not acknowledged, in all sessions.
+func (s *Server) Unanswered() (n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, session := range s.sessions {
+		n += len(session.out)
+	}
+	return n
+}
+
+// Filters are what the clients have subscribed to, sorted.
+func (s *Server) Filters() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	seen := map[string]bool{}
+	for _, session := range s.sessions {
+		for _, f := range session.filters {
+			seen[f] = true
+		}
+	}
+	return slices.Sorted(maps.Keys(seen))
+}
+
+// Half is how many QoS 2 messages wait for their PUBREL, in all sessions.
+func (s *Server) Half() (n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, session := range s.sessions {
+		n += len(session.half)
+	}
+	return n
+}
+
+// ForgetSessions has the server lose all sessions, as one that is restarted.
+func (s *Server) ForgetSessions() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	clear(s.sessions)
+}
+
+// session is what the server keeps of a client.
+type session struct {
+	met  bool                // the client has sent something on the connection that began it
+	n    int                 // counted from 1
+	half map[uint16]*Publish // QoS 2: what waits for its PUBREL
+
+	filters []string
+	conn    *conn
+	lastID  uint16
+	out     []*outgoing
+}
+
+// outgoing is a message on its way to the client.
+type outgoing struct {
+	Message
+	id       uint16
+	received bool // a PUBREC came
+	sent     bool // over some connection
+}
+
+func (s *session) send(m Message) {
+	o := &outgoing{Message: m}
+	if m.QoS > 0 {
+		s.lastID++
+		o.id = s.lastID
+		s.out = append(s.out, o)
+	}
+	if s.conn != nil {
+		s.conn.sendOut(o)
+	}
+}
+
+// resend goes on with what the client has not acknowledged.
+func (s *session) resend() {
+	for _, o := range s.out {
+		s.conn.sendOut(o)
+	}
 }
 
 // Violations are what the client did and must not do.

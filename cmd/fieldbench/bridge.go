@@ -472,7 +472,7 @@ func (l *line) Close() error {
 
 func bridgeCommand() *cobra.Command {
 	b := &bridgeBench{}
-	all := []string{"rates", "far"}
+	all := []string{"rates", "through", "far", "backlog"}
 	var parts []string
 	var asJSON bool
 	cmd := &cobra.Command{
@@ -484,7 +484,8 @@ of its buffer; with a Mosquitto that has stored them for its bridge; and with a 
 that makes them with paho.golang/packets and has 1,000 under way. All in turns; each
 has a new upstream, and one subscriber there that counts.
 
-The parts: rates (QoS 1 and 2), far (a round trip of 50 ms).`,
+The parts: rates (QoS 1 and 2), through (while a client publishes on the local broker),
+far (a round trip of 50 ms), backlog (what an outage has left, while more comes in).`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			b.out = cmd.ErrOrStderr()
@@ -504,7 +505,7 @@ The parts: rates (QoS 1 and 2), far (a round trip of 50 ms).`,
 			if err := b.begin(); err != nil {
 				return err
 			}
-			measure := map[string]func(context.Context) error{"rates": b.measureRates, "far": b.measureFar}
+			measure := map[string]func(context.Context) error{"rates": b.measureRates, "through": b.measureThrough, "far": b.measureFar, "backlog": b.measureBacklog}
 			for _, p := range all {
 				if len(parts) > 0 && !slices.Contains(parts, p) {
 					continue
@@ -521,6 +522,7 @@ The parts: rates (QoS 1 and 2), far (a round trip of 50 ms).`,
 	f.IntVar(&b.rounds, "rounds", 3, "how often all take turns; the medians count")
 	f.IntVar(&b.messages, "messages", 100_000, "how many go upstream in a turn")
 	f.StringVar(&b.dir, "dir", "", "folder on the disk to measure on; the temporary one if it is not given")
+	f.BoolVar(&b.full, "full", false, "measure a backlog of 2.6 million; else a tenth")
 	f.BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
 }

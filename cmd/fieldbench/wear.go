@@ -52,7 +52,7 @@ func openPolled(s *bufferStore) (*polled, error) {
 func (p *polled) append(payload []byte, urgent bool, r buffer.Receipt) error {
 	topic := p.topics[p.n%len(p.topics)]
 	p.n++
-	route, ok := p.mapper.Route(topic, false)
+	route, ok := p.mapper.Route(topic, false, nil)
 	if !ok {
 		return fmt.Errorf("the bridge does not carry %s", topic)
 	}

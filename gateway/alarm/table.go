@@ -13,6 +13,9 @@ const (
 	Fsync           = "fsync"
 	Clock           = "clock"
 	SessionDrops    = "session-drops"
+	BridgeDown      = "bridge-down"
+	BridgeTwin      = "bridge-twin"
+	BridgeParked    = "bridge-parked"
 )
 
 // Rule is a row of the table: when an alarm is raised, and what it says.
@@ -37,6 +40,19 @@ func Table() []Rule {
 			Name: SessionDrops, Unit: Count, Warning: 1,
 			Text: "the local broker has dropped {value} messages for clients that take them too slowly or stay away too long, most for {detail}: " +
 				"see to that client, or raise broker.limits.queued_messages and queued_bytes; the ledger counts them as oldest",
+		},
+		{
+			Name: BridgeDown, Unit: Seconds, Warning: 60, Critical: 15 * 60,
+			Text: "bridge {subject} has had no connection for {value} ({detail}): check the network, the upstream and what the bridge needs to log in; meanwhile the buffer keeps what is for it",
+		},
+		{
+			Name: BridgeTwin, Unit: Count, Critical: 2,
+			Text: "another client took the session of bridge {subject} {value} times in a minute: it uses the same client_id, so give each gateway its own",
+		},
+		{
+			Name: BridgeParked, Unit: Count, Warning: 1,
+			Text: "the upstream of bridge {subject} has just refused {value} messages for good: see the log for why and " +
+				"`fieldferry buffer export --parked` for which; check the access rules of the upstream, and the topic in the site file",
 		},
 		{
 			Name: BufferFill, Unit: Ratio, Warning: 0.80, Critical: 0.95,

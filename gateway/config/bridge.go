@@ -83,6 +83,7 @@ type Forward struct {
 	Encrypt  string // key file, absolute; empty is none
 
 	upstreamPos Pos
+	broken      bool // its topics do not fit, which is reported
 }
 
 const defaultTopic = "{org}/{site}/{zone}/{type}/{device}/{data}"
@@ -319,7 +320,9 @@ func (d *decoder) forward(o *object) Forward {
 	}
 	o.need("local", "local is missing; write the filter of the local topics, such as plant/#")
 	o.need("upstream", "upstream is missing; write the upstream topic, such as {org}/{site}/plant/{#}")
+	before := len(d.problems)
 	d.checkForward(o, &f)
+	f.broken = len(d.problems) > before
 	o.done()
 	return f
 }

@@ -147,7 +147,7 @@ func (d *decoder) checkForward(o *object, f *Forward) {
 	case f.Down:
 		d.problem(o.valuePos("upstream"), "upstream: it lacks {%s}: what comes down could not be told which local topic it is for; add {%s}", lost, lost)
 	default:
-		d.warn(o.valuePos("upstream"), "upstream: it lacks {%s}: different local topics become one; add {%s} to keep them apart", lost, lost)
+		d.problem(o.valuePos("upstream"), "upstream: it lacks {%s}: different local topics would become one; add {%s} to keep them apart", lost, lost)
 	}
 }
 
@@ -178,9 +178,13 @@ func (d *decoder) checkBridges(c *Config) {
 				d.checkGatewayFields(c, t, f.upstreamPos, "the template")
 			}
 		}
-		if t, err := parseTemplate(b.Topic, topicFixed, "data"); err == nil {
+		t, err := parseTemplate(b.Topic, topicFixed, "data")
+		if err != nil {
+			t = nil
+		} else {
 			d.checkTopic(c, b, t)
 		}
+		d.checkCollisions(c, b, t)
 	}
 }
 
