@@ -36,7 +36,7 @@ func (p *Point) encode(v adapters.Value, exp int) (encoded, error) {
 	case p.Table == Input || p.Table == Discrete:
 		return e, fmt.Errorf("is in the table %s, which cannot be written", p.Table)
 	case p.Write == nil:
-		return e, errors.New("may not be written; the site file allows it with write:")
+		return e, errors.New("may not be written; write: {} in the site file allows it")
 	}
 	elements := []adapters.Value{v}
 	if p.Count > 0 {

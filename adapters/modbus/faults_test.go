@@ -417,10 +417,10 @@ func faultyConn(conn net.Conn, r *rand.Rand, asked *atomic.Int64) {
 
 func TestFaultsOverTCP(t *testing.T) {
 	var asked atomic.Int64
-	address := faultyServer(t, &asked)
 	var wg sync.WaitGroup
 	var good, bad, refused atomic.Int64
 	for seed := range uint64(64) {
+		address := faultyServer(t, &asked) // one for each, or the machine runs out of ports for new connections
 		wg.Go(func() {
 			w := openWire(t, Config{Transport: "tcp", Address: address, Timeout: 20 * time.Millisecond})
 			c := &crowd{random: rand.New(rand.NewPCG(seed, 8))}
