@@ -1,6 +1,7 @@
 package log
 
 import (
+	"bytes"
 	"cmp"
 	"encoding/binary"
 	"errors"
@@ -48,19 +49,22 @@ func note(f *os.File, pageSize int, n uint64) error {
 	return err
 }
 
-// noted is the commit that a note is about; 0 if it is none.
-func noted(p []byte) uint64 {
-	if string(p[:4]) != noteMagic || crc32.Checksum(p[:12], castagnoli) != binary.BigEndian.Uint32(p[12:]) {
-		return 0
+// noted is the commit that a note is about; 0 if it is none. harmed says that there
+// was one that is not whole any more: bbolt leaves the place empty when it writes a
+// meta page, and no commit touches the other page.
+func noted(p []byte) (n uint64, harmed bool) {
+	if string(p[:4]) == noteMagic && crc32.Checksum(p[:12], castagnoli) == binary.BigEndian.Uint32(p[12:]) {
+		return binary.BigEndian.Uint64(p[4:]), false
 	}
-	return binary.BigEndian.Uint64(p[4:])
+	return 0, !bytes.Equal(p, make([]byte, noteSize))
 }
 
 // lastCommit is what a file says of its last commit.
 type lastCommit struct {
 	number   uint64
-	page     int    // the meta page that leads to it
-	noted    uint64 // the highest that is known to have been durable
+	page     int     // the meta page that leads to it
+	noted    uint64  // the highest that is known to have been durable
+	harmed   [2]bool // by meta page: what is noted behind it is not whole
 	pageSize int
 	torn     error // the other meta page is not whole; ErrDamaged
 	err      error // the commit is not whole; ErrDamaged
@@ -112,7 +116,8 @@ func (c *lastCommit) readMeta(path string) error {
 			c.number, c.torn, c.pageSize = metas[c.page].transaction, errs[1-c.page], t.pageSize
 			for i := range 2 {
 				if at := i*t.pageSize + noteAt; at+noteSize <= len(p) {
-					c.noted = max(c.noted, noted(p[at:at+noteSize]))
+					n, harmed := noted(p[at : at+noteSize])
+					c.noted, c.harmed[i] = max(c.noted, n), harmed
 				}
 			}
 			return nil
@@ -171,11 +176,13 @@ func (c *lastCommit) state() error {
 	switch {
 	case c.noted > c.number:
 		return fmt.Errorf("commit %d was whole: %w", c.noted, cmp.Or(c.torn, ErrDamaged))
+	case c.torn != nil && c.harmed[c.page]: // what was noted of the next one
+		return c.torn
 	case c.torn != nil:
 		return fmt.Errorf("%w: commit %d: %v", errCut, c.number+1, c.torn)
 	case c.err == nil:
 		return nil
-	case c.noted == c.number:
+	case c.noted == c.number || c.harmed[1-c.page]:
 		return fmt.Errorf("commit %d was whole: %w", c.number, c.err)
 	case c.number <= madeWith:
 		return c.err // there is none to take back

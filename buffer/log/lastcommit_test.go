@@ -214,8 +214,8 @@ func TestCut(t *testing.T) {
 	t.Logf("%d images, %d of them bad without Sync", images, without)
 }
 
-// TestDamagedNotCut damages what the last commit of a file has written: it is not
-// mistaken for one that was cut.
+// TestDamagedNotCut damages what the last commit of a file has written, and also the
+// note that it was durable: it is not mistaken for one that was cut.
 func TestDamagedNotCut(t *testing.T) {
 	for _, pageSize := range []int{4 << 10, 16 << 10} {
 		for _, size := range []int{60, 700, 6000, 40000} {
@@ -226,9 +226,15 @@ func TestDamagedNotCut(t *testing.T) {
 				if got := binary.LittleEndian.Uint64(c.after[meta+64:]); got != uint64(n+madeWith) {
 					t.Fatalf("meta page of commit %d where that of %d should be", got, n+madeWith)
 				}
-				for what, at := range map[string]int{"block": at + headerSize + len(c.blocks[n-1])/4, "meta page": meta + 20} {
+				block, note := at+headerSize+len(c.blocks[n-1])/4, (n+madeWith+1)%2*pageSize+noteAt
+				for what, at := range map[string][]int{
+					"block": {block}, "meta page": {meta + 20},
+					"block, magic of the note": {block, note + 1}, "meta page, number of the note": {meta + 20, note + 7}, "block, sum of the note": {block, note + 15},
+				} {
 					p := bytes.Clone(c.after)
-					p[at] ^= 0x10
+					for _, at := range at {
+						p[at] ^= 0x10
+					}
 					disk, path := c.image(t, p)
 					err := disk.Sync(c.id)
 					if err == nil {
