@@ -43,6 +43,7 @@ bench:
 	$(GO) run ./cmd/fieldbench buffer
 	$(GO) run ./cmd/fieldbench broker
 	$(GO) run ./cmd/fieldbench bridge
+	$(GO) run ./cmd/fieldbench modbus
 
 clean:
 	rm -rf bin

@@ -74,6 +74,12 @@ type Poller struct {
 
 	probeAt time.Duration // no probe before, while a device is online
 
+	errands chan *errand
+	ran     bool          // the last turn was an errand's
+	later   []afterwards  // the soonest first
+	running atomic.Bool   // Run is
+	ended   chan struct{} // closed when Run ends
+
 	connected               atomic.Bool
 	connects, polls, failed atomic.Uint64
 	skipped, refused        atomic.Uint64
@@ -112,6 +118,8 @@ func NewPoller(name string, bus Bus, o PollerOptions) *Poller {
 		retries: o.Retries,
 		log:     o.Log.With("link", name),
 		reopen:  backoff{first: openFirst, max: openMax},
+		errands: make(chan *errand),
+		ended:   make(chan struct{}),
 	}
 }
 
@@ -150,7 +158,11 @@ func (p *Poller) Stats() Stats {
 // Run polls until ctx ends, as [Link] has it.
 func (p *Poller) Run(ctx context.Context, sink Sink) error {
 	p.start = time.Now()
+	p.running.Store(true)
+	defer close(p.ended)
+	defer p.running.Store(false)
 	defer p.disconnect()
+	defer p.finishLater()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for ctx.Err() == nil {
@@ -158,7 +170,11 @@ func (p *Poller) Run(ctx context.Context, sink Sink) error {
 			p.connect(ctx)
 			continue
 		}
+		if p.runLater() || p.errand() {
+			continue
+		}
 		if j := p.jobs.take(p.now()); j != nil {
+			p.ran = false
 			p.skipped.Store(p.jobs.skipped)
 			p.turn(ctx, j, sink)
 			continue
@@ -167,10 +183,15 @@ func (p *Poller) Run(ctx context.Context, sink Sink) error {
 		if !p.isOpen {
 			wake = min(wake, p.reopenAt)
 		}
+		if len(p.later) > 0 {
+			wake = min(wake, p.later[0].at)
+		}
 		timer.Reset(wake - p.now())
 		select {
 		case <-ctx.Done():
 		case <-timer.C:
+		case e := <-p.errands:
+			p.run(e)
 		}
 	}
 	return nil

@@ -49,7 +49,7 @@ func Check(c *config.Config) []config.Problem {
 			}
 		}
 	}
-	return problems
+	return append(problems, idleDeadbands(c)...)
 }
 
 func there(path string) bool {

@@ -21,6 +21,8 @@ type field struct {
 	clock    believer
 	format   payload.Config
 	perPoint bool
+	changed  bool // only what has changed is sent
+	memory   *alertMemory
 	log      *slog.Logger
 
 	readings atomic.Uint64
@@ -42,6 +44,9 @@ type device struct {
 	telemetry string // topic
 	status    string // topic
 	points    map[*adapters.Point]string
+	changes   *changes // nil if everything is sent
+	alerts    []*deviceAlert
+	field     *field
 
 	mu   sync.Mutex // guards what follows
 	last DeviceStatus
@@ -69,14 +74,26 @@ func (r *receipts) Stored(err error) {
 	r.stored.Add(1)
 }
 
+// Stored makes a device the receipt of what is published of it.
+func (d *device) Stored(err error) {
+	d.field.stored.Stored(err)
+	if d.changes != nil {
+		d.changes.stored(err)
+	}
+}
+
 func newField(b *localbroker.Broker, clock believer, p *config.Payload, log *slog.Logger) *field {
-	return &field{broker: b, clock: clock, format: payloadConfig(p), perPoint: p.PerPoint, log: log, byName: make(map[*adapters.Device]*device)}
+	return &field{broker: b, clock: clock, format: payloadConfig(p), perPoint: p.PerPoint, changed: p.OnlyChanged, log: log, byName: make(map[*adapters.Device]*device)}
 }
 
 // add makes a device known before its link runs.
-func (f *field) add(d *adapters.Device, points []*adapters.Point) {
+func (f *field) add(of *config.Device, d *adapters.Device, points []*adapters.Point) {
 	prefix := "devices/" + d.Name
-	dev := &device{Device: d, telemetry: prefix + "/telemetry", status: prefix + "/status", last: DeviceStatus{ID: d.Name}}
+	dev := &device{Device: d, telemetry: prefix + "/telemetry", status: prefix + "/status", field: f, last: DeviceStatus{ID: d.Name}}
+	if f.changed {
+		dev.changes = newChanges(of, points)
+	}
+	dev.alerts = newDeviceAlerts(of, points)
 	if f.perPoint {
 		dev.points = make(map[*adapters.Point]string, len(points))
 		for _, p := range points {
@@ -97,13 +114,28 @@ func (f *field) Emit(ctx context.Context, r adapters.Reading) error {
 	d.last.Last = r.Time
 	d.mu.Unlock()
 	r.Unsynced = !f.clock.Believes(r.Time)
+	for _, a := range d.alerts {
+		f.watch(ctx, d, a, &r)
+	}
+	if d.changes != nil {
+		if r.Samples = d.changes.since(r); len(r.Samples) == 0 {
+			return nil
+		}
+	}
 	if !f.perPoint {
-		return f.publish(ctx, d.telemetry, f.format.AppendReading(nil, r, payload.Seq{}), r.Unsynced, false)
+		err := f.publish(ctx, d, d.telemetry, f.format.AppendReading(nil, r, payload.Seq{}), r.Unsynced, false)
+		if err == nil && d.changes != nil {
+			d.changes.took(r.Samples, r.Time)
+		}
+		return err
 	}
 	for i := range r.Samples {
 		s := &r.Samples[i]
-		if err := f.publish(ctx, d.points[s.Point], f.format.AppendSample(nil, r, s, payload.Seq{}), r.Unsynced, false); err != nil {
+		if err := f.publish(ctx, d, d.points[s.Point], f.format.AppendSample(nil, r, s, payload.Seq{}), r.Unsynced, false); err != nil {
 			return err
+		}
+		if d.changes != nil {
+			d.changes.took(r.Samples[i:i+1], r.Time)
 		}
 	}
 	return nil
@@ -116,15 +148,15 @@ func (f *field) Status(ctx context.Context, s adapters.Status) error {
 	d.last.Known, d.last.Online, d.last.Reason, d.last.Since = true, s.Online, s.Reason, s.Time
 	d.mu.Unlock()
 	s.Unsynced = !f.clock.Believes(s.Time)
-	return f.publish(ctx, d.status, f.format.AppendStatus(nil, s), s.Unsynced, true)
+	return f.publish(ctx, d, d.status, f.format.AppendStatus(nil, s), s.Unsynced, true)
 }
 
-func (f *field) publish(ctx context.Context, topic string, payload []byte, unsure, retain bool) error {
+func (f *field) publish(ctx context.Context, d *device, topic string, payload []byte, unsure, retain bool) error {
 	m := &localbroker.Message{Topic: topic, Payload: payload, QoS: 1, Retain: retain, Received: time.Now(), Urgent: retain}
 	if unsure {
 		m.Props = unsynced
 	}
-	err := f.broker.Publish(ctx, m, &f.stored)
+	err := f.broker.Publish(ctx, m, d)
 	if err != nil {
 		f.stored.refused.Add(1)
 	}

@@ -119,6 +119,9 @@ func (g *Gateway) open() (err error) {
 	if g.links, err = openLinks(c, g.field, g.log); err != nil {
 		return err
 	}
+	if g.field.memory, err = openAlerts(filepath.Join(c.Gateway.DataDir, "alerts.db"), g.field.order, g.log.With("part", "alerts")); err != nil {
+		return dataDirError(c, err)
+	}
 	return listen(g.broker, c)
 }
 
@@ -198,6 +201,9 @@ func (g *Gateway) Close() error {
 	var errs []error
 	for _, u := range g.bridges {
 		u.reader.Close()
+	}
+	if g.field != nil {
+		errs = append(errs, g.field.memory.close())
 	}
 	if g.state != nil {
 		errs = append(errs, g.state.Close())

@@ -18,7 +18,15 @@ func openLinks(c *config.Config, f *field, log *slog.Logger) ([]adapters.Link, e
 		if a.Modbus == nil {
 			continue
 		}
-		for _, mc := range modbusConfigs(a, f, log.With("part", "adapter", "adapter", a.Name)) {
+		configs := ModbusConfigs(a, func(d *config.Device, dev *modbus.Device) {
+			points := make([]*adapters.Point, len(dev.Points))
+			for i := range dev.Points {
+				points[i] = dev.Points[i].Point
+			}
+			f.add(d, dev.Device, points)
+		})
+		for _, mc := range configs {
+			mc.Log = log.With("part", "adapter", "adapter", a.Name)
 			l, err := modbus.New(mc)
 			if err != nil {
 				return nil, fmt.Errorf("%s: adapter %s: %w", a.Pos, a.Name, err)
@@ -29,9 +37,9 @@ func openLinks(c *config.Config, f *field, log *slog.Logger) ([]adapters.Link, e
 	return links, nil
 }
 
-// modbusConfigs makes one configuration for each host of an adapter, in the order
-// of its devices.
-func modbusConfigs(a *config.Adapter, f *field, log *slog.Logger) []modbus.Config {
+// ModbusConfigs makes one configuration for each host of an adapter, in the order
+// of its devices, each of which it shows to each, unless that is nil.
+func ModbusConfigs(a *config.Adapter, each func(*config.Device, *modbus.Device)) []modbus.Config {
 	var all []modbus.Config
 	at := make(map[string]int)
 	for i := range a.Devices {
@@ -46,19 +54,33 @@ func modbusConfigs(a *config.Adapter, f *field, log *slog.Logger) []modbus.Confi
 				name += " " + d.Address
 			}
 			all = append(all, modbus.Config{
-				Name: name, Address: d.Address, Timeout: m.Timeout, Retries: m.Retries, Settle: m.Settle, Pause: m.Pause,
-				MaxGap: m.MaxGap, MaxRegisters: m.MaxRegisters, MaxBits: m.MaxBits, Log: log,
+				Name: name, Transport: m.Transport, Address: d.Address, TLS: modbusTLS(m.TLS), Line: modbusLine(&m.Line),
+				Timeout: m.Timeout, Retries: m.Retries, Settle: m.Settle, Pause: m.Pause,
+				MaxGap: m.MaxGap, MaxRegisters: m.MaxRegisters, MaxBits: m.MaxBits,
 			})
 		}
 		dev := modbusDevice(d)
-		points := make([]*adapters.Point, len(dev.Points))
-		for i := range dev.Points {
-			points[i] = dev.Points[i].Point
+		if each != nil {
+			each(d, &dev)
 		}
-		f.add(dev.Device, points)
 		all[n].Devices = append(all[n].Devices, dev)
 	}
 	return all
+}
+
+func modbusTLS(t *config.ClientTLS) *modbus.TLSFiles {
+	if t == nil {
+		return nil
+	}
+	return &modbus.TLSFiles{CA: t.CA, Cert: t.Cert, Key: t.Key}
+}
+
+func modbusLine(l *config.Line) modbus.Line {
+	line := modbus.Line{Baud: l.Baud, DataBits: l.DataBits, Parity: l.Parity, StopBits: l.StopBits}
+	if r := l.RS485; r != nil {
+		line.RS485 = &modbus.RS485{RTS: r.RTS, Before: r.Before, After: r.After}
+	}
+	return line
 }
 
 func modbusDevice(d *config.Device) modbus.Device {
@@ -84,6 +106,9 @@ func modbusPoint(p *config.Point) modbus.Point {
 		Table: table, Address: m.Address, Type: as, Order: order,
 		Bytes: m.Bytes, Count: m.Count, Every: p.Every, Scale: p.Scale, Offset: p.Offset, ScaleBy: p.ScaleBy,
 		Decimals: p.Decimals, Enum: p.Enum, Hidden: p.Hidden,
+	}
+	if w := p.Write; w != nil {
+		out.Write = &modbus.Write{Min: w.Min, Max: w.Max, Values: w.Values, Pulse: w.Pulse}
 	}
 	if p.Range != nil {
 		out.Range = &modbus.Range{Raw: p.Range.Raw, To: p.Range.To}

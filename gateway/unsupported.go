@@ -68,9 +68,6 @@ func (u *unsupported) adapter(a *config.Adapter) {
 	case a.Serial != nil:
 		u.add(a.Pos, what, "serial devices are")
 		return
-	case a.Modbus != nil && a.Modbus.Transport != "tcp":
-		u.add(a.Modbus.Pos, what, "Modbus over "+a.Modbus.Transport+" is")
-		return
 	}
 	for i := range a.Devices {
 		u.device(&a.Devices[i])
@@ -88,22 +85,8 @@ func (u *unsupported) device(d *config.Device) {
 			u.add(pos, what, these)
 		}
 	}
-	for _, a := range d.Alerts {
-		once(a.Pos, "alerts."+a.Name, "alerts of devices are")
-	}
 	for _, a := range d.Actions {
 		once(a.Pos, "actions."+a.Name, "actions are")
-	}
-	for i := range d.Points {
-		p := &d.Points[i]
-		switch {
-		case p.Write != nil:
-			once(p.Write.Pos, "points."+p.Name+".write", "writes are")
-		case p.Deadband != 0:
-			once(p.Pos, "points."+p.Name+".deadband", "deadbands are")
-		case p.Heartbeat != 0:
-			once(p.Pos, "points."+p.Name+".heartbeat", "heartbeats are")
-		}
 	}
 	for _, o := range d.Data {
 		if o.Encrypt != nil && *o.Encrypt != "" {
@@ -115,9 +98,6 @@ func (u *unsupported) device(d *config.Device) {
 func (u *unsupported) payload(p *config.Payload) {
 	if p.Format != "flat" {
 		u.add(p.Pos, "payload.format: "+p.Format, "formats other than flat are")
-	}
-	if p.OnlyChanged {
-		u.add(p.Pos, "payload.send: changed", "leaving out what has not changed is")
 	}
 	if p.Batch != nil {
 		u.add(p.Batch.Pos, "payload.batch", "batches are")

@@ -5,8 +5,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/simonvetter/modbus"
-
 	"github.com/fieldferry/fieldferry/adapters"
 )
 
@@ -16,26 +14,36 @@ const barrenPolls = 10
 
 // bus is the connection, as the poller drives it.
 type bus struct {
-	client *modbus.ModbusClient // may be used only between Open and Close, and is not to be opened twice
+	wire   wire
 	settle time.Duration
 	pause  time.Duration
 	plans  map[*adapters.Job]*plan
+
+	// Of requests that no plan of a job has.
+	registers, bits, gap int
+
+	lacking map[[2]uint8]bool // units and functions that they do not have
 }
 
 func (b *bus) Open(ctx context.Context) error {
-	if err := b.client.Open(); err != nil {
+	if err := b.wire.open(ctx); err != nil {
 		return err
 	}
 	wait(ctx, b.settle)
 	return nil
 }
 
-func (b *bus) Close() error { return b.client.Close() }
+func (b *bus) Close() error { return b.wire.close() }
 
 // Poll sends the requests of a job one after the other. Those after one that
 // was not answered are not sent.
 func (b *bus) Poll(ctx context.Context, j *adapters.Job) adapters.Answer {
-	p := &poll{plan: b.plans[j], bus: b, samples: j.Samples}
+	return b.run(ctx, b.plans[j], j.Samples)
+}
+
+// run sends the requests of a plan and fills in the samples.
+func (b *bus) run(ctx context.Context, of *plan, samples []adapters.Sample) adapters.Answer {
+	p := &poll{plan: of, bus: b, samples: samples}
 	p.begin()
 	walls := p.walls
 	for i := range p.requests {
@@ -43,7 +51,7 @@ func (b *bus) Poll(ctx context.Context, j *adapters.Job) adapters.Answer {
 			break
 		}
 	}
-	p.finish(j.Samples)
+	p.finish(samples)
 	switch {
 	case p.read:
 		p.barren = 0
@@ -85,7 +93,7 @@ func (p *poll) ask(ctx context.Context, r *request) bool {
 	}
 	switch {
 	case err != nil && code == 0:
-		p.Reason, p.Err, p.Reopen = reasonOf(err), err, true
+		p.Reason, p.Err, p.Reopen = reasonOf(err), err, p.wire.spent(err)
 		return false
 	case code == gatewayPath, code == gatewayTarget:
 		p.Reason, p.Err = exceptionReason(code), err
@@ -130,32 +138,19 @@ func (p *poll) learn(t Table, walls ...int) {
 
 // request sends one request and takes its answer.
 func (b *bus) request(p *plan, r *request, samples []adapters.Sample) error {
-	if err := b.client.SetUnitId(p.unit); err != nil {
-		return err
-	}
 	start, count := uint16(r.Start), uint16(r.Count)
-	switch r.table {
-	case Coil, Discrete:
-		read := b.client.ReadCoils
-		if r.table == Discrete {
-			read = b.client.ReadDiscreteInputs
-		}
-		on, err := read(start, count)
+	if r.table.holdsBits() {
+		on, err := b.wire.readBits(p.unit, r.table, start, count)
 		if err == nil {
 			p.takeBits(r, on, samples)
 		}
 		return err
-	default:
-		table := modbus.HOLDING_REGISTER
-		if r.table == Input {
-			table = modbus.INPUT_REGISTER
-		}
-		raw, err := b.client.ReadRawBytes(start, 2*count, table)
-		if err == nil {
-			p.takeRegisters(r, raw, samples)
-		}
-		return err
 	}
+	raw, err := b.wire.readRegisters(p.unit, r.table, start, count)
+	if err == nil {
+		p.takeRegisters(r, raw, samples)
+	}
+	return err
 }
 
 // wait waits, but not past the end of ctx.

@@ -10,8 +10,16 @@ import (
 // Config describes one connection and the units behind it. A site whose
 // devices have a host each has a Config for each.
 type Config struct {
-	Name    string        // of the link, for people
-	Address string        // host:port
+	Name string // of the link, for people
+
+	// How the devices are reached: "tcp" (also if empty), "tcp+tls", "udp", "rtu",
+	// "rtuovertcp", "rtuoverudp" or "rtuovertcp-listen". Address is host:port, the
+	// path of a port for rtu, and where to listen for the last.
+	Transport string
+	Address   string
+	TLS       *TLSFiles // of tcp+tls
+	Line      Line      // of rtu
+
 	Timeout time.Duration // for one answer; 0 is 1 s
 	Retries int           // more attempts at a poll that failed, of a device that was well before
 	Settle  time.Duration // wait after connecting
@@ -26,6 +34,13 @@ type Config struct {
 
 	Devices []Device
 	Log     *slog.Logger // nil discards
+}
+
+// TLSFiles are the PEM files that a TLS connection is made with. They are read for
+// each connection.
+type TLSFiles struct {
+	CA        string // the authorities of the device's certificate
+	Cert, Key string // ours
 }
 
 // A Device is one unit, or one part of a unit: several devices may have the
@@ -104,6 +119,8 @@ type Point struct {
 	Invalid  []adapters.Value // raw numbers that say "no value"; NaN and infinity always do
 	Bits     []Bit            // makes it a value of named bits
 	Enum     map[int64]string // makes it a string; a number that is not in it is uncertain
+
+	Write *Write // nil: it may not be written
 
 	Hidden bool // read for the ScaleBy of others, not emitted
 }

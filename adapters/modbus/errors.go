@@ -23,6 +23,9 @@ const (
 
 // exception returns the code of a device's exception, or 0 for any other error.
 func exception(err error) int {
+	if e, ok := err.(exceptionError); ok {
+		return int(e)
+	}
 	switch err {
 	case modbus.ErrIllegalFunction:
 		return 1
@@ -59,7 +62,7 @@ func reasonOf(err error) string {
 	switch {
 	case errors.Is(err, modbus.ErrRequestTimedOut):
 		return adapters.ReasonTimeout
-	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.EPIPE), errors.As(err, &network):
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.EPIPE), errors.As(err, &network), errors.Is(err, errGone):
 		return adapters.ReasonConnection
 	default:
 		return adapters.ReasonProtocol

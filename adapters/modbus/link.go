@@ -5,13 +5,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"log"
 	"maps"
 	"slices"
 	"time"
-
-	"github.com/simonvetter/modbus"
 
 	"github.com/fieldferry/fieldferry/adapters"
 )
@@ -25,8 +21,10 @@ const (
 
 // A Link is one connection and the units behind it.
 type Link struct {
-	poller *adapters.Poller
-	bus    bus
+	poller  *adapters.Poller
+	bus     bus
+	devices []*Device
+	jobs    []*adapters.Job
 }
 
 // New returns a link. It does not connect. An error names the device and the
@@ -36,23 +34,24 @@ func New(c Config) (*Link, error) {
 	if c.Timeout < 0 || c.Retries < 0 || c.Settle < 0 || c.Pause < 0 || c.MaxGap < 0 {
 		return nil, errors.New("timeout, retries, settle, pause and max_gap must not be negative")
 	}
-	client, err := modbus.NewClient(&modbus.ClientConfiguration{
-		URL:     "tcp://" + c.Address,
-		Timeout: c.Timeout,
-		Logger:  log.New(io.Discard, "", 0), // without one it writes to stdout
-	})
+	w, err := newWire(&c)
 	if err != nil {
 		return nil, fmt.Errorf("cannot use %s: %w", c.Address, err)
 	}
 	l := &Link{bus: bus{
-		client: client,
+		wire:   w,
 		settle: c.Settle,
 		pause:  c.Pause,
 		plans:  map[*adapters.Job]*plan{},
+
+		registers: cmp.Or(c.MaxRegisters, maxRegisters),
+		bits:      cmp.Or(c.MaxBits, maxBits),
+		gap:       c.MaxGap,
 	}}
 	l.poller = adapters.NewPoller(c.Name, &l.bus, adapters.PollerOptions{Retries: c.Retries, Log: c.Log})
 	for i := range c.Devices {
 		d := &c.Devices[i]
+		l.devices = append(l.devices, d)
 		if err := l.add(d, &c); err != nil {
 			return nil, fmt.Errorf("device %s: %w", d.Device.Name, err)
 		}
@@ -83,7 +82,9 @@ func (l *Link) add(d *Device, c *Config) error {
 		if err != nil {
 			return err
 		}
-		l.bus.plans[l.poller.Add(d.Device, every, samples)] = p
+		j := l.poller.Add(d.Device, every, samples)
+		l.bus.plans[j] = p
+		l.jobs = append(l.jobs, j)
 	}
 	return nil
 }
@@ -91,6 +92,7 @@ func (l *Link) add(d *Device, c *Config) error {
 // Run polls until ctx ends, as [adapters.Link] has it. It returns within the
 // timeout of one answer, or 5 s while it connects.
 func (l *Link) Run(ctx context.Context, sink adapters.Sink) error {
+	defer l.bus.wire.end()
 	return l.poller.Run(ctx, sink)
 }
 

@@ -226,3 +226,23 @@ func bcdsOf(i int64, width int) []uint64 {
 	}
 	return []uint64{u}
 }
+
+// Decode returns the value of a point, no array and with no factor, whose
+// registers hold b, or why there is none.
+func (p *Point) Decode(b []byte) (adapters.Value, adapters.Quality, string) {
+	c, err := p.converter()
+	if err != nil || p.Count > 0 || len(b) != 2*p.span().Count {
+		return adapters.Value{}, adapters.Bad, adapters.ReasonInternal
+	}
+	return c.value(b, 0)
+}
+
+// Encode returns what the registers of a point, which may be written, are to hold
+// to have a value.
+func (p *Point) Encode(v adapters.Value) ([]byte, error) {
+	e, err := p.encode(v, 0)
+	return e.raw, err
+}
+
+// Registers returns how many registers, or bits, a point takes.
+func (p *Point) Registers() int { return p.span().Count }

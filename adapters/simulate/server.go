@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// A Server serves units on a TCP address.
+// A Server serves units over TCP, UDP and serial lines.
 type Server struct {
 	listener net.Listener
 
@@ -49,14 +49,27 @@ func (s *Server) Open(address string) error {
 // Addr returns the address that Open listens on.
 func (s *Server) Addr() net.Addr { return s.listener.Addr() }
 
-// Run serves until ctx ends, closes the listener and all connections, and
-// returns nil. After another Open it may be run again, with the same units.
-func (s *Server) Run(ctx context.Context) error {
+// Run serves what Open listens on until ctx ends, closes the listener and all
+// connections, and returns nil. After another Open it may be run again, with the
+// same units.
+func (s *Server) Run(ctx context.Context) error { return s.Serve(ctx, s.listener) }
+
+// Serve serves Modbus TCP on a listener, which may be one of TLS, as Run does.
+func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	return serveAll(ctx, l, func(ctx context.Context, conn net.Conn) { s.serve(ctx, conn) })
+}
+
+// ServeLines serves frames of a serial line on a listener, as a serial server has
+// them, as Run does.
+func (s *Server) ServeLines(ctx context.Context, l net.Listener) error {
+	return serveAll(ctx, l, func(ctx context.Context, conn net.Conn) { _ = s.ServeLine(ctx, conn) })
+}
+
+func serveAll(ctx context.Context, listener net.Listener, serve func(context.Context, net.Conn)) error {
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel()
-	listener := s.listener
 	wg.Go(func() {
 		<-ctx.Done()
 		listener.Close()
@@ -65,7 +78,7 @@ func (s *Server) Run(ctx context.Context) error {
 		conn, err := listener.Accept()
 		switch {
 		case err == nil:
-			wg.Go(func() { s.serve(ctx, conn) })
+			wg.Go(func() { serve(ctx, conn) })
 		case ctx.Err() != nil:
 			return nil
 		case errors.Is(err, net.ErrClosed):
@@ -78,6 +91,34 @@ func (s *Server) Run(ctx context.Context) error {
 
 // serve answers what comes over a connection, in turn.
 func (s *Server) serve(ctx context.Context, conn net.Conn) {
+	in := bufio.NewReaderSize(conn, maxFrame)
+	var request, answer []byte
+	s.inTurn(ctx, conn, func() (frame []byte, fault Fault, err error) {
+		if request, err = readFrame(in, request); err != nil {
+			return nil, fault, err
+		}
+		answer, fault = s.frame(answer[:0], request)
+		return answer, fault, nil
+	})
+}
+
+// frame appends the answer to a request: frames of Modbus TCP both.
+func (s *Server) frame(dst, request []byte) ([]byte, Fault) {
+	dst = append(dst, request[:headerSize]...)
+	var fault Fault
+	if u := s.find(request[headerSize-1]); u == nil {
+		dst = append(dst, request[headerSize]|0x80, gatewayTarget)
+	} else {
+		fault = u.asked()
+		dst = u.answer(dst, request[headerSize:], fault.Exception)
+	}
+	binary.BigEndian.PutUint16(dst[4:], uint16(len(dst)-headerSize+1))
+	return fault.spoil(dst), fault
+}
+
+// inTurn sends the answers that next makes, as their faults have it, until next
+// fails or ctx ends, and closes the connection.
+func (s *Server) inTurn(ctx context.Context, conn io.WriteCloser, next func() ([]byte, Fault, error)) {
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -86,28 +127,16 @@ func (s *Server) serve(ctx context.Context, conn net.Conn) {
 		<-ctx.Done()
 		conn.Close()
 	})
-	in := bufio.NewReaderSize(conn, maxFrame)
-	var request, answer []byte
 	for {
-		var err error
-		if request, err = readFrame(in, request); err != nil {
+		answer, fault, err := next()
+		if err != nil {
 			return
 		}
-		answer = append(answer[:0], request[:headerSize]...)
-		var fault Fault
-		if u := s.find(request[headerSize-1]); u == nil {
-			answer = append(answer, request[headerSize]|0x80, gatewayTarget)
-		} else {
-			fault = u.asked()
-			answer = u.answer(answer, request[headerSize:], fault.Exception)
-		}
-		binary.BigEndian.PutUint16(answer[4:], uint16(len(answer)-headerSize+1))
-		answer = fault.spoil(answer)
 		if fault.Late && !fault.Dead {
 			late := append([]byte(nil), answer...)
 			wg.Go(func() {
 				if sleep(ctx, fault.Delay) {
-					conn.Write(late)
+					_ = fault.send(conn, late)
 				}
 			})
 			continue
@@ -116,7 +145,7 @@ func (s *Server) serve(ctx context.Context, conn net.Conn) {
 			return
 		}
 		if !fault.Dead {
-			if _, err := conn.Write(answer); err != nil {
+			if err := fault.send(conn, answer); err != nil {
 				return
 			}
 		}
@@ -193,28 +222,4 @@ func (u *Unit) answer(dst, pdu []byte, exception byte) []byte {
 		dst = append(dst[:start], function|0x80, exception)
 	}
 	return dst
-}
-
-// serve appends what a function returns, or reports an exception.
-func (u *Unit) serve(dst, pdu []byte) ([]byte, byte) {
-	table, limit := Table(pdu[0]), 125
-	switch table {
-	case Coil, Discrete:
-		limit = 2000
-	case Holding, Input:
-	default:
-		return dst, illegalFunction
-	}
-	if len(pdu) != 5 {
-		return dst, illegalValue
-	}
-	start, count := int(binary.BigEndian.Uint16(pdu[1:])), int(binary.BigEndian.Uint16(pdu[3:]))
-	if count < 1 || count > limit {
-		return dst, illegalValue
-	}
-	dst, ok := u.read(dst, table, start, count)
-	if !ok {
-		return dst, illegalAddress
-	}
-	return dst, 0
 }

@@ -91,10 +91,11 @@ func Float64() Encoding {
 type Unit struct {
 	made time.Time
 
-	mu     sync.Mutex // guards what follows
-	tables [5]table   // by Table
-	reads  uint64
-	fault  Fault
+	mu       sync.Mutex // guards what follows
+	tables   [5]table   // by Table
+	reads    uint64
+	fault    Fault
+	identity map[byte]string // nil: it does not say
 }
 
 // table is one address space. What was never defined cannot be read.

@@ -35,11 +35,12 @@ func (m leakTested) Run() int {
 }
 
 // TestScripts runs what a person would type, from testdata/script. The scripts have
-// two commands more: occupy has a port taken, and replace fills in a file.
+// three commands more: occupy has a port taken, replace fills in a file, and devices
+// serves Modbus units.
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script", RequireExplicitExec: true, RequireUniqueNames: true,
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){"occupy": occupy, "replace": replaceInFile},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"occupy": occupy, "replace": replaceInFile, "devices": serveDevices},
 	})
 }
 

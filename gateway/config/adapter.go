@@ -149,7 +149,8 @@ type Point struct {
 	Invalid   []Number // raw numbers that say "no value"
 	Bits      []Bit    // the lowest first
 	Enum      map[int64]string
-	Deadband  float64
+	Deadband  float64       // a change up to it is none
+	Relative  bool          // Deadband is a part of the value that was sent last
 	Heartbeat time.Duration // a value is repeated at least that often; 0 is never
 	Hidden    bool          // publish: false
 	Write     *Write        // nil: read only

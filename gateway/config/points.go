@@ -3,6 +3,7 @@ package config
 import (
 	"math"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -85,9 +86,9 @@ func (k *kitReader) point(o *object, name string, n *node) Point {
 		Name:      name,
 		Every:     o.duration("every", k.dev.Every, time.Millisecond, 0),
 		Heartbeat: o.duration("heartbeat", 0, 0, 0),
-		Deadband:  o.rate("deadband", 0),
 		Hidden:    !o.bool("publish", true),
 	}
+	p.Deadband, p.Relative = o.deadband()
 	if u := o.scalar("unit", "text"); u != nil && u.text != "" {
 		p.Unit, _ = k.text(u, "unit")
 	}
@@ -109,6 +110,23 @@ func (k *kitReader) point(o *object, name string, n *node) Point {
 	}
 	o.done(k.misplaced())
 	return p
+}
+
+// deadband is a number, or a part of the value that was sent last, as "2%".
+func (o *object) deadband() (size float64, relative bool) {
+	const key = "deadband"
+	if n := o.n.value(key); o.has(key) && n != nil && n.kind == scalar && !n.broken {
+		if part, ok := strings.CutSuffix(n.text, "%"); ok {
+			o.known = append(o.known, key)
+			f, err := strconv.ParseFloat(strings.TrimSpace(part), 64)
+			if err != nil || !(f >= 0 && f <= 100) {
+				o.d.problem(n.pos(), "deadband: %s is no percentage; write one such as 2%%", n.quote())
+				return 0, false
+			}
+			return f / 100, true
+		}
+	}
+	return o.rate(key, 0), false
 }
 
 // misplaced says of the key of a point that belongs to another protocol to which.

@@ -116,6 +116,34 @@ func (c Config) AppendStatus(dst []byte, s adapters.Status) []byte {
 	return append(dst, '}')
 }
 
+// An Alert is what is told when a value goes beyond a limit, and when it comes
+// back.
+type Alert struct {
+	Type     string
+	Message  string
+	Critical bool
+	Raised   bool
+	Value    adapters.Value
+	Time     time.Time
+	Unsynced bool // as in a reading
+}
+
+// AppendAlert appends an alert as a message.
+func (c Config) AppendAlert(dst []byte, a *Alert) []byte {
+	severity, state := "warning", "cleared"
+	if a.Critical {
+		severity = "critical"
+	}
+	if a.Raised {
+		state = "raised"
+	}
+	dst = appendString(append(dst, `{"type":`...), a.Type)
+	dst = appendString(append(dst, `,"message":`...), a.Message)
+	dst = append(dst, `,"severity":"`+severity+`","state":"`+state+`","value":`...)
+	dst = append(c.appendValue(dst, a.Value), ',')
+	return append(c.appendStamp(dst, a.Time, a.Unsynced), '}')
+}
+
 // good reports whether a sample may be shown. A number that JSON has no form
 // for may not, whatever its quality says.
 func good(s *adapters.Sample) bool {

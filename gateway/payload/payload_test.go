@@ -123,6 +123,22 @@ func TestStatus(t *testing.T) {
 	}
 }
 
+func TestAlert(t *testing.T) {
+	for _, test := range []struct {
+		a    payload.Alert
+		want string
+	}{
+		{payload.Alert{Type: "overload", Message: "overload, 9100 \"W\"", Critical: true, Raised: true, Value: adapters.Float32(9100.5), Time: when},
+			`{"type":"overload","message":"overload, 9100 \"W\"","severity":"critical","state":"raised","value":9100.5,"timestamp":1789992800123}`},
+		{payload.Alert{Type: "door", Message: "door", Value: adapters.Bool(false), Time: when, Unsynced: true},
+			`{"type":"door","message":"door","severity":"warning","state":"cleared","value":false,"timestamp":1789992800123,"clock":"unsynced"}`},
+	} {
+		if got := string(payload.Config{}.AppendAlert(nil, &test.a)); got != test.want {
+			t.Errorf("got  %s\nwant %s", got, test.want)
+		}
+	}
+}
+
 // FuzzReading checks that whatever a device holds, and whatever its points are
 // called, gives JSON that holds the same.
 func FuzzReading(f *testing.F) {

@@ -1,0 +1,90 @@
+package modbus
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/user"
+	"strconv"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// holdPort keeps a serial port for us alone and sets how the kernel switches its
+// direction. The file descriptor that does so stays open as long as the port.
+func holdPort(path string, r *RS485) (io.Closer, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|unix.O_NOCTTY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, portError(path, err)
+	}
+	fd := int(f.Fd())
+	if err := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("%s is in use by another program; `fuser -v %s` names it", path, path)
+		}
+		return nil, fmt.Errorf("lock %s: %w", path, err)
+	}
+	if r != nil {
+		if err := setRS485(fd, r); err != nil {
+			f.Close()
+			return nil, fmt.Errorf("%s: its driver cannot switch the direction of an RS485 line; leave rs485 out if the adapter does so itself: %w", path, err)
+		}
+	}
+	return f, nil
+}
+
+// serialRS485 is struct serial_rs485 of linux/serial.h.
+type serialRS485 struct {
+	flags, before, after uint32 // the delays in ms
+	_                    [5]uint32
+}
+
+const (
+	rs485Enabled    = 1 << 0
+	rs485RTSOnSend  = 1 << 1
+	rs485RTSAfter   = 1 << 2
+	ioctlSetRS485   = 0x542F
+	rs485Resolution = time.Millisecond
+)
+
+func setRS485(fd int, r *RS485) error {
+	s := serialRS485{flags: rs485Enabled, before: roundUp(r.Before), after: roundUp(r.After)}
+	if r.RTS {
+		s.flags |= rs485RTSOnSend
+	} else {
+		s.flags |= rs485RTSAfter
+	}
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), ioctlSetRS485, uintptr(unsafe.Pointer(&s))); errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+func roundUp(d time.Duration) uint32 { return uint32((d + rs485Resolution - 1) / rs485Resolution) }
+
+// portError says what to do about a port that cannot be opened.
+func portError(path string, err error) error {
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		group := "dialout"
+		if info, serr := os.Stat(path); serr == nil {
+			if st, ok := info.Sys().(*syscall.Stat_t); ok {
+				if g, gerr := user.LookupGroupId(strconv.Itoa(int(st.Gid))); gerr == nil {
+					group = g.Name
+				}
+			}
+		}
+		return fmt.Errorf("%w; add the user to the group of the port: `sudo usermod -aG %s $USER`, and log in again", err, group)
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("%w; `ls /dev/serial/by-id` shows the ports that are there", err)
+	case errors.Is(err, unix.ENOTTY), errors.Is(err, unix.EINVAL):
+		return fmt.Errorf("%s: %w; it may be no serial port", path, err)
+	}
+	return err
+}

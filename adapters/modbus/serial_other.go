@@ -1,0 +1,22 @@
+//go:build !linux
+
+package modbus
+
+import (
+	"errors"
+	"io"
+)
+
+type noHold struct{}
+
+func (noHold) Close() error { return nil }
+
+// holdPort has nothing to do where opening a port keeps others off it.
+func holdPort(_ string, r *RS485) (io.Closer, error) {
+	if r != nil {
+		return nil, errors.New("rs485 is for Linux alone")
+	}
+	return noHold{}, nil
+}
+
+func portError(_ string, err error) error { return err }
