@@ -70,7 +70,7 @@ func Table() []Rule {
 		},
 		{
 			Name: DiskFree, Unit: Ratio, Below: true, Warning: 0.20, Critical: 0.05,
-			Text: "only {value} of the disk with gateway.data_dir is free: delete what is not needed there; below buffer.min_free the buffer takes nothing new",
+			Text: "only {value} of the disk with gateway.data_dir is free: delete what is not needed there; below buffer.min_free the buffer drops its oldest messages for new ones, or refuses those, as buffer.when_full has it",
 		},
 		{
 			Name: Quarantine, Unit: Count, Critical: 1,
