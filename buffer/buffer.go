@@ -275,7 +275,8 @@ func (b *Buffer) openChain(c *chain, disk log.Disk, sealed map[log.GenID]log.Sea
 	}
 	for _, o := range c.outboxes {
 		o.enc.next = o.next
-		o.dupTo, o.reserved = min(o.sent, o.next-1), o.sent // what was reserved ahead was not handed out
+		o.dupTo = min(o.sent, o.next-1) // what was reserved ahead was not handed out
+		o.reserved, o.began = o.sent, o.sent
 		// What was accepted and is in no generation is lost; the reader finds out.
 		open := o.next - 1 - o.cursor
 		for _, v := range o.voids {

@@ -100,11 +100,13 @@ func (b *Buffer) Flush(outboxes ...*Outbox) error {
 	return b.meta.saveOutboxes(dirty, nil)
 }
 
-// unreserve gives back what was reserved and not used, when the buffer is closed.
+// unreserve gives back what was reserved and not used, when the buffer is closed. What
+// an earlier process had reserved stays: of that more may have been sent than is left,
+// if the disk was damaged.
 func (o *Outbox) unreserve() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if used := max(o.taken, o.dupTo); o.sent > used {
+	if used := max(o.taken, o.dupTo, o.began); o.sent > used {
 		o.sent, o.reserved = used, used
 		o.touch()
 	}

@@ -63,6 +63,46 @@ func TestMarksSurvive(t *testing.T) {
 	}
 }
 
+// What is appended after a crash was not sent before it, though it was reserved. The
+// reservation stays all the same: on a damaged disk more may have been sent than is
+// left, and its ids must not look free.
+func TestReservedIsNotSent(t *testing.T) {
+	dir := t.TempDir()
+	b := reopen(t, dir)
+	defer b.Close()
+	o := outbox(t, b, "cloud", Telemetry)
+	put(t, b, 1, 20, o)
+	if err := o.Reserve(10); err != nil {
+		t.Fatal(err)
+	}
+	cut := t.TempDir()
+	if err := os.CopyFS(cut, os.DirFS(dir)); err != nil {
+		t.Fatal(err)
+	}
+	after := reopen(t, cut)
+	o = outbox(t, after, "cloud", Telemetry)
+	put(t, after, 21, 25, o)
+	r, err := after.Reader(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, all := take(t, r, 25)
+	for _, d := range all {
+		if want := d.Ordinal <= 20; d.Dup != want {
+			t.Errorf("%d is handed out with dup %t, want %t", d.Ordinal, d.Dup, want)
+		}
+	}
+	r.Close()
+	if err := after.Close(); err != nil {
+		t.Fatal(err)
+	}
+	again := reopen(t, cut)
+	defer again.Close()
+	if got, want := outbox(t, again, "cloud", Telemetry).Marks().Sent, uint64(10+reserveAhead); got != want {
+		t.Errorf("after a restart up to %d may have been sent, want %d", got, want)
+	}
+}
+
 // TestReserveWritesOnceForMany counts what is written to meta.db.
 func TestReserveWritesOnceForMany(t *testing.T) {
 	b := reopen(t, t.TempDir())

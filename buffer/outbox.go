@@ -35,6 +35,7 @@ type Outbox struct {
 	taken    uint64     // highest ordinal handed out since the last rewind
 	dupTo    uint64     // copies up to here may have been handed out before
 	reserved uint64     // sent is durable up to here
+	began    uint64     // sent when the buffer was opened
 	window   []Outcome  // of the copies above cursor: a ring, its length a power of two
 	ahead    [numOutcomes]uint64
 	seen     []seen // the blocks that hold copies handed out and unsettled
