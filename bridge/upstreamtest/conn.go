@@ -285,21 +285,27 @@ func (c *conn) publish(p *packets.Publish, size int) bool {
 	case Inject:
 		c.inject()
 		c.ack(rec)
+	}
+	return c.goOn(rec.Answer)
+}
+
+// goOn does what an answer asks for beside an acknowledgement. It reports false if
+// nothing more is to be said.
+func (c *conn) goOn(a Answer) bool {
+	switch a.Do {
 	case Cut:
 		c.nc.Close()
-		return false
 	case Disconnect:
-		c.disconnect(rec.Answer.Code)
-		return false
+		c.disconnect(a.Code)
 	case Freeze:
 		c.stop()
 		<-c.closed
-		return false
 	case Swallow:
 		c.stop()
-		return false
+	default:
+		return true
 	}
-	return true
+	return false
 }
 
 // take delivers a message that was taken. c.s.mu is held.
@@ -344,8 +350,7 @@ func (c *conn) pubrel(id uint16) bool {
 			a.Code = 0x92
 		}
 	}
-	switch a.Do {
-	case Ack:
+	if a.Do == Ack {
 		c.mu.Lock()
 		delete(c.unacked, id)
 		c.mu.Unlock()
@@ -354,21 +359,8 @@ func (c *conn) pubrel(id uint16) bool {
 			return true
 		}
 		c.send(false, &packets.Pubcomp{PacketID: id, ReasonCode: a.Code, Properties: &packets.Properties{}})
-	case Cut:
-		c.nc.Close()
-		return false
-	case Disconnect:
-		c.disconnect(a.Code)
-		return false
-	case Freeze:
-		c.stop()
-		<-c.closed
-		return false
-	case Swallow:
-		c.stop()
-		return false
 	}
-	return true
+	return c.goOn(a)
 }
 
 // alias finds the topic that an alias stands for (MQTT 5 §3.3.2.3.4).
