@@ -39,6 +39,7 @@ type conn struct {
 	wake    chan struct{}          // to the writer: there is room, or something is owed
 	pubrecs chan struct{}          // to the committer
 	down    chan delivery          // what came from the upstream
+	number  uint64                 // of the session
 
 	// The writer's.
 	w         *bufio.Writer
