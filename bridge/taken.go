@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/fieldferry/fieldferry/buffer"
 )
@@ -19,13 +20,21 @@ type Taken struct {
 	read     []copyID // what the next note accounts for
 }
 
+// takenOutbox begins the names of the outboxes.
+const takenOutbox = "$down "
+
+// TakenBy is the name that an outbox was opened under, if it is one of OpenTaken's.
+func TakenBy(o *buffer.Outbox) (name string, ok bool) {
+	return strings.CutPrefix(o.Name(), takenOutbox)
+}
+
 // OpenTaken opens what is known of one upstream, or begins it. The buffer does not
 // count it as a destination. Close lets go of it.
 func OpenTaken(b *buffer.Buffer, name string) (*Taken, error) {
 	t := &Taken{}
 	for class := range t.outboxes {
 		var err error
-		if t.outboxes[class], err = b.Outbox("$down "+name, buffer.Class(class)); err != nil {
+		if t.outboxes[class], err = b.Outbox(takenOutbox+name, buffer.Class(class)); err != nil {
 			return nil, err
 		}
 	}
