@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -368,6 +369,9 @@ func (k *commands) request(d *buffer.Delivery) *command.Request {
 		}
 	}
 	rep.rawID, rep.replyTo = c.RawID, c.ReplyTo
+	if rep.rawID == nil && utf8.Valid(correlation) && len(correlation) > 0 {
+		rep.rawID, _ = json.Marshal(string(correlation))
+	}
 	r.ID, r.Wrong = c.ID, cmp.Or(err, r.Wrong)
 	r.Command = adapters.Command{ID: c.ID, Device: e.device, Action: c.Action, Values: c.Values, Points: c.Points, Expires: c.Expires}
 	if c.Action == payload.GetConfig && !r.Call {

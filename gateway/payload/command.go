@@ -251,11 +251,11 @@ func notJSON(err error) error {
 	var syntax *json.SyntaxError
 	switch {
 	case errors.As(err, &syntax):
-		return fmt.Errorf("is no JSON: %v at byte %d", err, syntax.Offset)
+		return fmt.Errorf("the payload is no JSON: %v at byte %d", err, syntax.Offset)
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-		return errors.New("is no JSON: it ends too early")
+		return errors.New("the payload is no JSON: it ends too early")
 	}
-	return fmt.Errorf("is no JSON: %w", err)
+	return fmt.Errorf("the payload is no JSON: %w", err)
 }
 
 func skip(d *json.Decoder) error {
