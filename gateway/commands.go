@@ -1,24 +1,24 @@
 package gateway
 
 import (
-	"cmp"
 	"context"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"path"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 	"unicode/utf8"
 
 	"github.com/fieldferry/fieldferry/adapters"
 	"github.com/fieldferry/fieldferry/buffer"
+	"github.com/fieldferry/fieldferry/buffer/rows"
 	"github.com/fieldferry/fieldferry/gateway/command"
 	"github.com/fieldferry/fieldferry/gateway/config"
 	"github.com/fieldferry/fieldferry/gateway/payload"
@@ -27,8 +27,8 @@ import (
 )
 
 const (
-	// commandsOutbox begins the names of the queues of commands, one for each device
-	// that ever had one; that of devices that are not there has no more.
+	// commandsOutbox begins the names of the queues of commands, one for each device;
+	// that for all devices that are not there has no more.
 	commandsOutbox = "commands"
 
 	commandsAtOnce = 64 // taken from a queue into memory
@@ -47,17 +47,16 @@ type commands struct {
 	format   payload.Config
 	executor *command.Executor
 	journal  *journal
-	audit    *command.Log
+	audit    *command.Log // nil: the caller's
 	log      *slog.Logger
 
 	devices map[string]*command.Device
-	mqtt    []string // patterns of the ids of devices that take their commands themselves
-	lost    bool     // what an earlier process knew of commands
-	old     map[*buffer.Outbox]uint64
+	mqtt    []string                  // patterns of the ids of devices that take their commands themselves
+	lost    bool                      // what an earlier process knew of commands
+	old     map[*buffer.Outbox]uint64 // up to where its commands were accepted by an earlier process
 
 	unknown *commandQueue // of devices that are not there
 
-	mu     sync.Mutex // guards what follows; making a queue is done under it
 	queues map[string]*commandQueue
 
 	ready readyQueues
@@ -133,11 +132,7 @@ func openCommands(c *config.Config, buf *buffer.Buffer, bridges []*upstream, log
 	if !polled {
 		return nil, nil
 	}
-	k := &commands{
-		buffer: buf, bridges: bridges, format: payloadConfig(&c.Payload), log: log,
-		devices: make(map[string]*command.Device), queues: make(map[string]*commandQueue), old: make(map[*buffer.Outbox]uint64),
-		ready: readyQueues{wake: make(chan struct{}, 1)},
-	}
+	k := newCommands(buf, bridges, payloadConfig(&c.Payload), log)
 	for i := range c.Adapters {
 		a := &c.Adapters[i]
 		for j := range a.Devices {
@@ -154,6 +149,14 @@ func openCommands(c *config.Config, buf *buffer.Buffer, bridges []*upstream, log
 	return k, nil
 }
 
+func newCommands(buf *buffer.Buffer, bridges []*upstream, format payload.Config, log *slog.Logger) *commands {
+	return &commands{
+		buffer: buf, bridges: bridges, format: format, log: log,
+		devices: make(map[string]*command.Device), queues: make(map[string]*commandQueue), old: make(map[*buffer.Outbox]uint64),
+		ready: readyQueues{wake: make(chan struct{}, 1)},
+	}
+}
+
 func (k *commands) open(c *config.Config) (err error) {
 	if k.audit, err = command.OpenLog(filepath.Join(c.Gateway.DataDir, "audit.log")); err != nil {
 		return err
@@ -162,69 +165,74 @@ func (k *commands) open(c *config.Config) (err error) {
 	if err != nil {
 		return err
 	}
+	k.lost = lost
+	return k.begin(&c.Commands, table, k.audit)
+}
+
+// begin goes on with what an earlier process has left.
+func (k *commands) begin(c *config.Commands, table rows.Store, audit auditLog) error {
 	var other bool
+	var err error
 	if k.journal, other, err = newJournal(table, k.buffer.Origin()); err != nil {
 		return errors.Join(err, table.Close())
 	}
-	k.lost = lost || other
-	k.journal.audit, k.journal.value, k.journal.remember = k.audit, k.format.AppendValue, c.Commands.Remember
+	k.lost = k.lost || other
+	k.journal.audit, k.journal.value, k.journal.remember = audit, k.format.AppendValue, c.Remember
 	k.journal.stamp = func() buffer.Stamp { return k.buffer.Stamp(0) }
 	k.journal.age = k.buffer.Age
 	k.executor = command.New(command.Options{
-		Journal: k.journal, MaxAge: c.Commands.MaxAge, Off: !c.Commands.Enabled, Encode: k.encode, Believes: k.buffer.Believes, Logger: k.log,
+		Journal: k.journal, MaxAge: c.MaxAge, Off: !c.Enabled, Encode: k.encode, Believes: k.buffer.Believes, Logger: k.log,
 	})
-	if k.unknown, err = k.makeQueue(""); err != nil {
-		return err
-	}
 	return k.openQueues()
 }
 
-// openQueues opens the queues that are there, and removes those of devices that are not
-// in the site file any more and have nothing in them.
+// openQueues opens the queues, and removes those of devices that are not in the site
+// file any more and have nothing in them.
 func (k *commands) openQueues() error {
+	devices := slices.Sorted(maps.Keys(k.devices))
 	var gone []*buffer.Outbox
 	for _, o := range k.buffer.Outboxes() {
 		device, ok := strings.CutPrefix(o.Name(), commandsOutbox+"/")
-		if !ok || o.Class() != buffer.Command {
-			continue
-		}
-		if k.devices[device] == nil && o.Stored() == 0 {
+		switch {
+		case !ok || o.Class() != buffer.Command || k.devices[device] != nil:
+		case o.Stored() == 0:
 			gone = append(gone, o)
-			continue
+		default: // what is left in it is answered
+			devices = append(devices, device)
 		}
-		q, err := k.makeQueue(device)
+	}
+	if err := k.buffer.Remove(gone...); err != nil {
+		return err
+	}
+	names := []string{commandsOutbox}
+	for _, d := range devices {
+		names = append(names, commandsOutbox+"/"+d)
+	}
+	outboxes, err := k.buffer.MakeOutboxes(buffer.Command, names...)
+	if err != nil {
+		return err
+	}
+	for i, o := range outboxes {
+		if i == 0 {
+			k.unknown, err = k.openQueue("", o)
+		} else {
+			k.queues[devices[i-1]], err = k.openQueue(devices[i-1], o)
+		}
 		if err != nil {
 			return err
 		}
-		k.queues[device] = q
 	}
-	return k.buffer.Remove(gone...)
+	return nil
 }
 
-// makeQueue opens the queue of a device.
-func (k *commands) makeQueue(device string) (*commandQueue, error) {
-	name := commandsOutbox
-	if device != "" {
-		name += "/" + device
-	}
-	o, err := k.buffer.Outbox(name, buffer.Command)
-	if err != nil {
-		return nil, err
-	}
+// openQueue opens the queue of a device.
+func (k *commands) openQueue(device string, o *buffer.Outbox) (q *commandQueue, err error) {
 	o.SetLimit(buffer.OutboxLimit{KeepExpired: true, Window: 2 * commandsAtOnce})
-	q := &commandQueue{device: device, outbox: o, log: k.log.With("device", device)}
+	q = &commandQueue{device: device, outbox: o, log: k.log.With("device", device)}
 	k.old[o] = o.Ledger().Accepted
-	var made atomic.Bool
-	q.reader, err = k.buffer.ReaderFunc(func() {
-		if made.Load() {
-			k.ready.add(q)
-		}
-	}, o)
-	if err != nil {
+	if q.reader, err = k.buffer.ReaderFunc(func() { k.ready.add(q) }, o); err != nil {
 		return nil, err
 	}
-	made.Store(true)
-	k.ready.add(q)
 	return q, nil
 }
 
@@ -238,19 +246,7 @@ func (k *commands) queue(device string) *commandQueue {
 		}
 		return k.unknown
 	}
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	q := k.queues[device]
-	if q == nil {
-		var err error
-		if q, err = k.makeQueue(device); err != nil {
-			// The publish, which needs the disk too, fails as that does.
-			k.log.Error("the queue for a device's commands could not be made", "device", device, "error", err)
-			return k.unknown
-		}
-		k.queues[device] = q
-	}
-	return q
+	return k.queues[device]
 }
 
 // The forms of commands.
@@ -331,7 +327,7 @@ type reply struct {
 
 // request makes a request of a command that waits.
 func (k *commands) request(d *buffer.Delivery) *command.Request {
-	r := &command.Request{Age: d.Age(), Lasts: d.Expiry, Old: d.Ordinal <= k.oldest(d.Outbox), Lost: k.lost}
+	r := &command.Request{Age: d.Age(), Lasts: d.Expiry, Old: d.Ordinal <= k.old[d.Outbox], Lost: k.lost}
 	// In another boot, and nobody knows when, is what looks as if it were at its start.
 	r.AgeUnknown = k.buffer.Stamp(r.Age).Uptime <= 0 && !k.buffer.Believes(time.Now())
 	rep := &reply{ordinal: d.Ordinal}
@@ -343,9 +339,6 @@ func (k *commands) request(d *buffer.Delivery) *command.Request {
 	}
 	e := &rep.envelope
 	r.Issuer, r.From, r.Call = e.issuer(), e.from, e.form == formCall
-	if q := k.unknown; q.outbox == d.Outbox && k.devices[e.device] != nil {
-		r.Wrong = errors.New("the gateway's disk could not take it; send it again")
-	}
 	props := packet.Properties(d.Props)
 	correlation, has := props.Bytes(packet.CorrelationData)
 	if has {
@@ -372,7 +365,7 @@ func (k *commands) request(d *buffer.Delivery) *command.Request {
 	if rep.rawID == nil && utf8.Valid(correlation) && len(correlation) > 0 {
 		rep.rawID, _ = json.Marshal(string(correlation))
 	}
-	r.ID, r.Wrong = c.ID, cmp.Or(err, r.Wrong)
+	r.ID, r.Wrong = c.ID, err
 	r.Command = adapters.Command{ID: c.ID, Device: e.device, Action: c.Action, Values: c.Values, Points: c.Points, Expires: c.Expires}
 	if c.Action == payload.GetConfig && !r.Call {
 		r.Wrong = errors.New("action: getConfig is a method of calls, on requests/" + e.device + "/rpc")
@@ -381,13 +374,6 @@ func (k *commands) request(d *buffer.Delivery) *command.Request {
 		rep.config = dev.Config
 	}
 	return r
-}
-
-// oldest is up to where the commands of a queue were accepted by an earlier process.
-func (k *commands) oldest(o *buffer.Outbox) uint64 {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	return k.old[o]
 }
 
 // encode is the executor's.
@@ -475,18 +461,15 @@ func (k *commands) process(ctx context.Context, q *commandQueue, list []buffer.D
 // prune forgets answers that need not be remembered any more. What could come again is
 // settled durably before.
 func (k *commands) prune() error {
-	k.mu.Lock()
 	outboxes := []*buffer.Outbox{k.unknown.outbox}
 	for _, q := range k.queues {
 		outboxes = append(outboxes, q.outbox)
 	}
 	for o, last := range k.old {
 		if o.Marks().Settled < last {
-			k.mu.Unlock()
 			return nil
 		}
 	}
-	k.mu.Unlock()
 	if err := k.buffer.Flush(outboxes...); err != nil {
 		return err
 	}
@@ -504,7 +487,9 @@ func (k *commands) close() error {
 		k.unknown.reader.Close()
 	}
 	for _, q := range k.queues {
-		q.reader.Close()
+		if q != nil {
+			q.reader.Close()
+		}
 	}
 	if k.journal != nil {
 		errs = append(errs, k.journal.table.Close())

@@ -66,7 +66,7 @@ type Appender interface {
 type Router interface {
 	// Route appends the copies of m for its durable destinations to dst and
 	// returns the class they have in common. It is called concurrently and must not
-	// block, but for a destination that is new. It keeps neither m nor dst.
+	// block. It keeps neither m nor dst.
 	Route(m *Message, dst []buffer.Copy) (buffer.Class, []buffer.Copy)
 }
 
