@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"slices"
 	"sync"
 	"time"
@@ -141,22 +140,24 @@ func (c *conn) arrived(p *packets.Publish) error {
 			in.ids[p.PacketID] = a
 		}
 	}
-	tooMany := len(in.queue) >= maxInFlight
-	if !a.queued && !tooMany {
+	if !a.queued {
 		a.queued = true
 		in.queue = append(in.queue, a)
 	}
 	in.answer()
 	in.mu.Unlock()
-	if tooMany {
-		return fmt.Errorf("protocol error: more than our Receive Maximum of %d", maxInFlight)
-	}
 	if !again {
 		if t := c.b.taken(); t != nil && p.QoS == 2 {
 			number, id := c.number, a.id
 			m.Copy = func(class buffer.Class) buffer.Copy { return t.copyFor(class, number, id) }
 		}
-		c.down <- delivery{m, a} // has room for as many
+		// Mosquitto 2.0 counts a QoS 2 message as done at its PUBREC, and sends more than
+		// our Receive Maximum. So what is too much waits in the socket.
+		select {
+		case c.down <- delivery{m, a}:
+		case <-c.over:
+			in.forget(a)
+		}
 	}
 	return nil
 }
@@ -191,12 +192,24 @@ func (c *conn) abandon() {
 	for {
 		select {
 		case d := <-c.down:
-			if d.a.qos == 2 && in.ids[d.a.id] == d.a {
-				delete(in.ids, d.a.id)
-			}
+			in.forgetLocked(d.a)
 		default:
 			return
 		}
+	}
+}
+
+// forget forgets a message that was not handed over, or whose fate is not known: when it
+// comes again, it is taken for a new one.
+func (in *inbox) forget(a *arrival) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.forgetLocked(a)
+}
+
+func (in *inbox) forgetLocked(a *arrival) {
+	if in.ids[a.id] == a {
+		delete(in.ids, a.id)
 	}
 }
 
@@ -222,9 +235,7 @@ func (s stored) Stored(err error) {
 	case errors.Is(err, buffer.ErrFailed), errors.Is(err, buffer.ErrClosed), errors.Is(err, context.Canceled):
 		// It may be there after a crash all the same, with its id. So it is neither
 		// refused nor taken: the upstream sends it again on another connection.
-		if in.ids[s.a.id] == s.a {
-			delete(in.ids, s.a.id)
-		}
+		in.forgetLocked(s.a)
 		in.mu.Unlock()
 		if c != nil {
 			c.line.Close()
@@ -236,8 +247,8 @@ func (s stored) Stored(err error) {
 		s.a.code = codeImplementation
 	}
 	s.a.ended = true
-	if s.a.code != 0 && s.a.qos == 2 && in.ids[s.a.id] == s.a {
-		delete(in.ids, s.a.id)
+	if s.a.code != 0 {
+		in.forgetLocked(s.a)
 	}
 	in.answer()
 	in.mu.Unlock()

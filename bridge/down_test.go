@@ -149,6 +149,41 @@ func TestDown(t *testing.T) {
 	}
 }
 
+// An upstream that sends more than our Receive Maximum, as Mosquitto 2.0 does with QoS 2,
+// is read no faster than what it sends is stored.
+func TestDownBeyondReceiveMaximum(t *testing.T) {
+	for qos := byte(1); qos <= 2; qos++ {
+		k := &taker{late: true}
+		run(t, fmt.Sprintf("QoS %d", qos), Options{Down: k.down(Filter{"#", 2})}, func(t *testing.T, r *rig) {
+			r.start()
+			synctest.Wait()
+			const n = 5 * maxInFlight
+			var want []string
+			for i := range n {
+				want = append(want, fmt.Sprint(i))
+			}
+			send(r, qos, want...)
+			told := 0
+			r.until("all answered", func() bool {
+				k.mu.Lock()
+				owing := k.owing[told:]
+				told = len(k.owing)
+				k.mu.Unlock()
+				for _, receipt := range owing {
+					receipt.Stored(nil)
+				}
+				return r.up.Unanswered() == 0
+			})
+			if got := k.payloads(); !slices.Equal(got, want) {
+				t.Errorf("%d came, and not all in order", len(got))
+			}
+			if c := r.up.Connects(); len(c) != 1 {
+				t.Errorf("%d connections", len(c))
+			}
+		})
+	}
+}
+
 // Whatever is cut, what comes down with QoS 2 comes once, with QoS 1 at least once,
 // also over a restart of the bridge.
 func TestDownOverCuts(t *testing.T) {
