@@ -83,6 +83,7 @@ func openUpstream(c *config.Config, b *config.Bridge, buf *buffer.Buffer, log *s
 		Limit:         bridge.Limit{Messages: b.Limit.MessagesPerSecond, Bytes: b.Limit.BytesPerSecond},
 		Logger:        log,
 	}
+	o.Canary, _ = u.mapper.UpstreamTopic(c.Gateway.ID, "canary") // without a topic there is none
 	for _, url := range b.Upstream {
 		o.Upstream = append(o.Upstream, url.String())
 	}
