@@ -25,7 +25,7 @@ import (
 )
 
 var (
-	commandSeeds = flag.Int("seeds", 300, "how many seeds TestCommandsSimulation runs")
+	commandSeeds = flag.Int("seeds", 200, "how many seeds TestCommandsSimulation runs")
 	commandSeed  = flag.Uint64("seed", 0, "run TestCommandsSimulation with this seed only")
 )
 
