@@ -354,7 +354,8 @@ func (a ackOf) Stored(err error) {
 }
 
 func (w *commandWorld) send() {
-	id, text, device := "", "", w.dice.IntN(3)
+	var id, text string
+	var device int
 	if w.next > 0 && w.dice.IntN(6) == 0 { // again
 		n := 1 + w.dice.IntN(w.next)
 		id, device = fmt.Sprint("c-", n), n%3

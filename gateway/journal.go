@@ -154,8 +154,8 @@ func (j *journal) Find(k command.Key, old bool) (rec command.Record, there bool,
 		return rec, false, err
 	}
 	r, ok := parseJournalRow(v)
-	if !ok {
-		return rec, false, fmt.Errorf("the row of command %q in commands.db is malformed", k.ID)
+	if !ok { // it was begun, and nobody knows what it was: no command is taken for it
+		return command.Record{Key: k, State: command.Started}, true, nil
 	}
 	if r.state == command.Answered && !old && j.age(r.at) > j.remember {
 		return rec, false, nil
