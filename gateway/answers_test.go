@@ -149,6 +149,30 @@ func TestCommandsTurnedOff(t *testing.T) {
 	}
 }
 
+// A command that a bridge carries as well, whatever class that gives it, is one record.
+func TestCommandsThatABridgeCarriesToo(t *testing.T) {
+	_, address := devices(t)
+	g, _ := start(t, site(t, heaterSite, t.TempDir(), "", address, `
+commands: {enabled: false}
+bridges:
+  cloud:
+    upstream: "mqtt://127.0.0.1:1"
+    data: {commands: {direction: up, class: alert}}
+    forward: [{local: "#", upstream: "all/{#}", class: telemetry}]
+`))
+	for _, name := range []string{"devices/h-1/commands", "requests/h-1/rpc"} {
+		before := g.Bridges()[0].Ledger.Accepted
+		publish(t, g, &localbroker.Message{Topic: name, Payload: []byte(`{"id":"1","action":"read","method":"read"}`), QoS: 1, Urgent: true, ClientID: "app"})
+		if n := g.Bridges()[0].Ledger.Accepted - before; n < 1 {
+			t.Errorf("%s: the bridge has %d copies", name, n)
+		}
+	}
+	waitFor(t, "both are answered", func() bool {
+		l := g.command.queues["h-1"].outbox.Ledger()
+		return l.Accepted == 2 && l.Delivered == 2
+	})
+}
+
 // A flood of commands for one device loses none and holds up no other device.
 func TestFloodOfCommands(t *testing.T) {
 	const flood = 20_000

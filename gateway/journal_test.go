@@ -201,3 +201,18 @@ func TestJournalLost(t *testing.T) {
 		})
 	}
 }
+
+// What stands on the disk may be anything: it is read as what was written, or not at all.
+func FuzzStoredCommands(f *testing.F) {
+	row := journalRow{state: command.Answered, number: 7, at: buffer.Stamp{Boot: 1, Uptime: 2}, digest: command.Digest{3}, answer: []byte("a")}
+	e := envelope{form: formCall, device: "d", from: command.Issuer{Client: "c", Username: "u"}}
+	f.Add(row.append(nil), e.topic())
+	f.Fuzz(func(t *testing.T, p []byte, topic string) {
+		if r, ok := parseJournalRow(p); ok && string(r.append(nil)) != string(p) {
+			t.Errorf("row %x is read as %+v", p, r)
+		}
+		if e, ok := parseEnvelope(topic); ok && e.topic() != topic {
+			t.Errorf("envelope %q is read as %+v", topic, e)
+		}
+	})
+}
