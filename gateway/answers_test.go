@@ -106,7 +106,9 @@ func TestCommandsFromTheUpstream(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	g, _ := start(t, site(t, heaterSite, t.TempDir(), "", address, fmt.Sprintf("bridges: {cloud: {upstream: %q}}", url)))
+	dir := t.TempDir()
+	g, _ := start(t, site(t, heaterSite, dir, "", address, fmt.Sprintf("bridges: {cloud: {upstream: %q}}", url)))
+	waitFor(t, "a reading", func() bool { _, known := g.field.last("h-1", "setpoint"); return known })
 	answers := subscribe(t, g, "devices/h-1/commands/response")
 	waitFor(t, "bridge up", func() bool { return g.Bridges()[0].Connected })
 	const topic = "acme/works/hall-1/heater/h-1/commands"
@@ -130,6 +132,10 @@ func TestCommandsFromTheUpstream(t *testing.T) {
 		}
 		return n == 3
 	})
+	audit, err := os.ReadFile(filepath.Join(dir, "audit.log"))
+	if err != nil || !strings.Contains(string(audit), `"event":"started","device":"h-1","from":{"bridge":"cloud"},"id":"1","action":"write","before":{"setpoint":20}}`) {
+		t.Errorf("the audit log does not say what was there before: %v\n%s", err, audit)
+	}
 	waitFor(t, "taken by the upstream", func() bool { return up.Unanswered() == 0 })
 }
 

@@ -45,6 +45,7 @@ type commands struct {
 	bridges  []*upstream
 	recall   func(username, client string) localbroker.Rights // nil: everybody may do everything
 	format   payload.Config
+	last     func(device, point string) (adapters.Value, bool) // set before Run; nil: nobody knows
 	executor *command.Executor
 	journal  *journal
 	audit    *command.Log // nil: the caller's
@@ -181,7 +182,7 @@ func (k *commands) begin(c *config.Commands, table rows.Store, audit auditLog) e
 	k.journal.stamp = func() buffer.Stamp { return k.buffer.Stamp(0) }
 	k.journal.age = k.buffer.Age
 	k.executor = command.New(command.Options{
-		Journal: k.journal, MaxAge: c.MaxAge, Off: !c.Enabled, Encode: k.encode, Believes: k.buffer.Believes, Logger: k.log,
+		Journal: k.journal, MaxAge: c.MaxAge, Off: !c.Enabled, Encode: k.encode, Last: k.before, Believes: k.buffer.Believes, Logger: k.log,
 	})
 	return k.openQueues()
 }
@@ -374,6 +375,14 @@ func (k *commands) request(d *buffer.Delivery) *command.Request {
 		rep.config = dev.Config
 	}
 	return r
+}
+
+// before is what a point held when it was last read.
+func (k *commands) before(device, point string) (adapters.Value, bool) {
+	if k.last == nil {
+		return adapters.Value{}, false
+	}
+	return k.last(device, point)
 }
 
 // encode is the executor's.

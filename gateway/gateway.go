@@ -138,6 +138,9 @@ func (g *Gateway) open() (err error) {
 	}
 	g.alarms.watch(g.bridges)
 	g.field = newField(g.broker, g.buffer, &c.Payload, g.log.With("part", "field"))
+	if g.command != nil {
+		g.command.last = g.field.last
+	}
 	if g.links, err = openLinks(c, g.field, g.command, g.log); err != nil {
 		return err
 	}

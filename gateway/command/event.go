@@ -20,7 +20,8 @@ type Event struct {
 	Step     int // of an action, from 1; 0 is none
 	Wait     time.Duration
 	Writes   []adapters.Assignment
-	Points   []string // that are read
+	Before   []adapters.Assignment // what the points held when they were last read
+	Points   []string              // that are read
 	Waited   time.Duration
 	Result   *adapters.Result // nil unless something has ended
 }
@@ -39,6 +40,7 @@ func (e *Event) Append(dst []byte, value func([]byte, adapters.Value) []byte) []
 		Step     int             `json:"step,omitempty"`
 		WaitMS   int64           `json:"waitMs,omitempty"`
 		Write    json.RawMessage `json:"write,omitempty"`
+		Before   json.RawMessage `json:"before,omitempty"`
 		Read     []string        `json:"read,omitempty"`
 		WaitedMS int64           `json:"waitedMs,omitempty"`
 		Status   string          `json:"status,omitempty"`
@@ -53,7 +55,10 @@ func (e *Event) Append(dst []byte, value func([]byte, adapters.Value) []byte) []
 	if e.Unsynced {
 		l.Clock = "unsynced"
 	}
-	var writes, values, unsure members
+	var writes, before, values, unsure members
+	for _, a := range e.Before {
+		before.add(a.Point, value(nil, a.Value))
+	}
 	for _, a := range e.Writes {
 		writes.add(a.Point, value(nil, a.Value))
 	}
@@ -68,7 +73,7 @@ func (e *Event) Append(dst []byte, value func([]byte, adapters.Value) []byte) []
 			}
 		}
 	}
-	l.Write, l.Values, l.Unsure = writes.end(), values.end(), unsure.end()
+	l.Write, l.Before, l.Values, l.Unsure = writes.end(), before.end(), values.end(), unsure.end()
 	text, err := json.Marshal(l)
 	if err != nil { // nothing in it can be; a line is due all the same
 		text, _ = json.Marshal(line{Time: l.Time, Event: l.Event, Device: l.Device, From: l.From, ID: l.ID, Error: err.Error()})

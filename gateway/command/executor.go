@@ -20,6 +20,10 @@ type Options struct {
 	// Encode makes an answer of a result, in the form that the request is to get it in.
 	Encode func(r *Request, res *adapters.Result) []byte
 
+	// Last is what a point held when it was last read, for the audit log; nil: nobody
+	// knows.
+	Last func(device, point string) (adapters.Value, bool)
+
 	// Believes reports whether a time of the machine's clock can be believed; nil: each
 	// can.
 	Believes func(time.Time) bool
@@ -52,6 +56,9 @@ type Executor struct {
 func New(o Options) *Executor {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Last == nil {
+		o.Last = func(string, string) (adapters.Value, bool) { return adapters.Value{}, false }
 	}
 	if o.Believes == nil {
 		o.Believes = func(time.Time) bool { return true }

@@ -106,7 +106,13 @@ func (e *Executor) carryOut(ctx context.Context, b *batch, d *Device, r *Request
 	if r.Command.Action != Write {
 		steps = d.Actions[r.Command.Action]
 	}
-	events := append(b.events, e.event("started", r, nil))
+	events := append(b.events, e.event("started", r, func(ev *Event) {
+		for _, name := range d.written(&r.Command) {
+			if v, known := e.o.Last(d.Name, name); known {
+				ev.Before = append(ev.Before, adapters.Assignment{Point: name, Value: v})
+			}
+		}
+	}))
 	if err := e.write(ctx, events, started); err != nil {
 		return nil, err
 	}
@@ -177,14 +183,8 @@ func merge(all, samples []adapters.Sample) []adapters.Sample {
 	return all
 }
 
-// recover answers a command that an earlier process had started: it says what the
-// device says now.
-func (e *Executor) recover(ctx context.Context, d *Device, r *Request) (*adapters.Result, error) {
-	res := e.result(r, adapters.Unknown, errors.New("the gateway stopped while it carried this out; whether it was done is not known, and values are what was read afterwards"))
-	if d == nil || d.Reader == nil {
-		return res, nil
-	}
-	var points []string
+// written are the points that a command writes, each once.
+func (d *Device) written(c *adapters.Command) (points []string) {
 	take := func(values []adapters.Assignment) {
 		for _, a := range values {
 			if _, there := d.Points[a.Point]; there && !slices.Contains(points, a.Point) {
@@ -192,11 +192,21 @@ func (e *Executor) recover(ctx context.Context, d *Device, r *Request) (*adapter
 			}
 		}
 	}
-	take(r.Command.Values)
-	for _, s := range d.Actions[r.Command.Action] {
+	take(c.Values)
+	for _, s := range d.Actions[c.Action] {
 		take(s.Write)
 	}
-	if len(points) > 0 {
+	return points
+}
+
+// recover answers a command that an earlier process had started: it says what the
+// device says now.
+func (e *Executor) recover(ctx context.Context, d *Device, r *Request) (*adapters.Result, error) {
+	res := e.result(r, adapters.Unknown, errors.New("the gateway stopped while it carried this out; whether it was done is not known, and values are what was read afterwards"))
+	if d == nil || d.Reader == nil {
+		return res, nil
+	}
+	if points := d.written(&r.Command); len(points) > 0 {
 		rctx, cancel := context.WithTimeout(ctx, readWithin)
 		defer cancel()
 		d.await(rctx, time.Now().Add(readyWithin))
