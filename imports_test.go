@@ -26,7 +26,8 @@ var allowed = map[string][]string{
 	"gateway/command":         {"adapters"},
 	"gateway/dashboard":       {"gateway/alarm", "adapters"},
 
-	"bridge":              {"buffer", "localbroker/topic"},
+	"bridge":              {"bridge/dial", "buffer", "localbroker/topic"},
+	"bridge/dial":         {},
 	"bridge/upstreamtest": {},
 
 	"localbroker":        {"localbroker/packet", "localbroker/topic", "localbroker/access", "localbroker/client", "buffer", "buffer/rows"},

@@ -5,8 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
-	"net/url"
 	"slices"
 	"strings"
 	"testing"
@@ -398,19 +396,5 @@ func TestTCP(t *testing.T) {
 	}
 	if v := up.Violations(); len(v) > 0 {
 		t.Error(v)
-	}
-}
-
-func TestDialTCPErrors(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	l.Close()
-	for _, u := range []*url.URL{{Scheme: "mqtt", Host: l.Addr().String()}, {Scheme: "ws", Host: "localhost"}} {
-		if c, err := dialTCP(t.Context(), u); err == nil {
-			c.Close()
-			t.Errorf("%s: connected", u)
-		}
 	}
 }

@@ -11,6 +11,7 @@ type ReasonError struct {
 	Packet string // CONNACK or DISCONNECT
 	Code   byte
 	Reason string // the upstream's own words, "" if it gave none
+	Server string // the Server Reference with 0x9C and 0x9D, "" if there is none (MQTT 5 §4.11)
 }
 
 func (e *ReasonError) Error() string {
@@ -40,6 +41,8 @@ const (
 	codeQuotaExceeded  = 0x97
 	codeRetain         = 0x9A
 	codeQoS            = 0x9B
+	codeUseAnother     = 0x9C
+	codeMoved          = 0x9D
 )
 
 // reasons says what a code means and what to check.

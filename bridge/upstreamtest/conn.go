@@ -126,7 +126,7 @@ func (c *conn) send(last bool, list ...io.WriterTo) {
 }
 
 func (c *conn) disconnect(code byte) {
-	c.send(true, &packets.Disconnect{ReasonCode: code, Properties: &packets.Properties{}})
+	c.send(true, &packets.Disconnect{ReasonCode: code, Properties: &packets.Properties{ServerReference: c.script.Server}})
 }
 
 // counter counts what is taken out of a bufio.Reader.
@@ -234,6 +234,9 @@ func (c *conn) connect(p *packets.Connect) bool {
 		return false
 	}
 	refused := c.script.Code >= 0x80
+	if refused {
+		limits.ServerReference = c.script.Server
+	}
 	c.send(refused, &packets.Connack{ReasonCode: c.script.Code, SessionPresent: present, Properties: &limits})
 	if refused {
 		return false

@@ -1,0 +1,126 @@
+// Package dial opens the way to an upstream: over TCP, TLS or WebSocket, directly or
+// through an HTTP proxy. What goes wrong on it, or is refused by the other side, it
+// puts into one sentence that says what to check.
+//
+// It knows nothing of what is said on a connection once there is one, and reads no
+// files: whoever has certificates hands them over for each connection.
+package dial
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"net"
+	"net/url"
+)
+
+// ports are those of the schemes.
+var ports = map[string]string{"mqtt": "1883", "mqtts": "8883", "ws": "80", "wss": "443"}
+
+// Supported reports whether there is a way to URLs with a scheme.
+func Supported(scheme string) bool { return ports[scheme] != "" }
+
+// Secure reports whether a scheme is one with TLS.
+func Secure(scheme string) bool { return scheme == "mqtts" || scheme == "wss" }
+
+// Dialer opens connections. The zero value does so directly, and trusts the authorities
+// of the system. It is safe for concurrent use.
+type Dialer struct {
+	// TLS is asked for each connection with TLS and must not change what it has given.
+	// The name of the server and the pins are added to a copy.
+	TLS func() *tls.Config
+
+	// Pins are sha256/ and the SHA-256 of a public key (SubjectPublicKeyInfo) in base64.
+	// Where there are any, one must be that of a certificate in a chain that was verified:
+	// the server's own, or one of those that lead to its root.
+	Pins []string
+
+	// Proxy is where CONNECT is asked for (RFC 9110 §9.3.6), as http://user:password@host:port
+	// or https://…; nil is none. It looks up the upstream's name.
+	Proxy *url.URL
+}
+
+// Dial connects to an upstream. What it returns sends each Write at one stroke, also
+// where TLS and WebSocket cut it into pieces.
+func (d *Dialer) Dial(ctx context.Context, u *url.URL) (net.Conn, error) {
+	nc, err := d.dial(ctx, u)
+	if err != nil {
+		return nil, Explain(u, err)
+	}
+	return nc, nil
+}
+
+func (d *Dialer) dial(ctx context.Context, u *url.URL) (net.Conn, error) {
+	if !Supported(u.Scheme) {
+		return nil, fmt.Errorf("%s:// is no way to an upstream; write mqtt, mqtts, ws or wss", u.Scheme)
+	}
+	nc, err := d.reach(ctx, Address(u))
+	if err != nil {
+		return nil, err
+	}
+	if Secure(u.Scheme) {
+		if nc, err = d.secure(ctx, nc, u.Hostname()); err != nil {
+			return nil, err
+		}
+	}
+	if u.Scheme == "ws" || u.Scheme == "wss" {
+		return upgrade(ctx, nc, u)
+	}
+	return nc, nil
+}
+
+// Address is the host and port of a URL, with the port of its scheme if it has none.
+func Address(u *url.URL) string {
+	port := u.Port()
+	if port == "" {
+		port = ports[u.Scheme]
+	}
+	return net.JoinHostPort(u.Hostname(), port)
+}
+
+// reach opens a TCP connection, or one through the proxy.
+func (d *Dialer) reach(ctx context.Context, address string) (net.Conn, error) {
+	if d.Proxy != nil {
+		return d.throughProxy(ctx, address)
+	}
+	var nd net.Dialer
+	return nd.DialContext(ctx, "tcp", address)
+}
+
+// secure agrees on TLS. When it fails, nc is closed.
+func (d *Dialer) secure(ctx context.Context, nc net.Conn, host string) (net.Conn, error) {
+	var c *tls.Config
+	if d.TLS != nil {
+		c = d.TLS()
+	}
+	if c = c.Clone(); c == nil {
+		c = new(tls.Config)
+	}
+	c.ServerName = host
+	// Smaller records for a quick first byte cost more than they bring here.
+	c.DynamicRecordSizingDisabled = true
+	if len(d.Pins) > 0 {
+		c.VerifyConnection = func(s tls.ConnectionState) error { return checkPins(d.Pins, &s) }
+	}
+	return handshake(ctx, nc, c)
+}
+
+func handshake(ctx context.Context, nc net.Conn, c *tls.Config) (net.Conn, error) {
+	under := &gather{Conn: nc}
+	t := tls.Client(under, c)
+	if err := t.HandshakeContext(ctx); err != nil {
+		nc.Close()
+		return nil, err
+	}
+	return &tlsConn{t, under}, nil
+}
+
+// tlsConn hands the records of one Write to the socket together.
+type tlsConn struct {
+	*tls.Conn
+	under *gather
+}
+
+func (c *tlsConn) Write(p []byte) (n int, err error) {
+	return c.under.together(func() (int, error) { return c.Conn.Write(p) })
+}
