@@ -97,6 +97,22 @@ type Status struct {
 	Uncertain uint64 // QoS 2 copies that an upstream may have had that has lost our session; they were dropped or sent again
 }
 
+// Add adds what another Bridge counts.
+func (s *Status) Add(o Status) {
+	s.Connections += o.Connections
+	s.TakenOver += o.TakenOver
+	s.InFlight += o.InFlight
+	s.Sent += o.Sent
+	s.Delivered += o.Delivered
+	s.Parked += o.Parked
+	s.Expired += o.Expired
+	s.Refused += o.Refused
+	s.Down += o.Down
+	s.DownLost += o.DownLost
+	s.DownFail += o.DownFail
+	s.Uncertain += o.Uncertain
+}
+
 // Source is the bridge's end of its outboxes: a *buffer.Reader, whose contract it
 // has.
 type Source interface {

@@ -25,10 +25,6 @@ const (
 // errRenew ends a connection that is to be made anew.
 var errRenew = errors.New("the connection is made anew")
 
-// ErrHandOver as the cause for which Run's context ends says that another Bridge goes on
-// with the session, so that the upstream is not told that the gateway stops.
-var ErrHandOver = errors.New("the session is handed over")
-
 // conn is one connection to the upstream. Five goroutines serve it: the fetcher
 // takes copies from the buffer, as many as may be sent; the writer sends them, and
 // nobody else writes; the reader settles them as they are acknowledged; the
@@ -496,12 +492,17 @@ func (c *conn) announceAgain(now time.Time) (wait time.Duration, err error) {
 // goodbye tells the upstream that the connection is over, and if no other follows that
 // the gateway stops.
 func (c *conn) goodbye(ctx context.Context) error {
-	if ctx.Err() != nil && !errors.Is(context.Cause(ctx), ErrHandOver) {
+	goodbye := []byte{packets.DISCONNECT << 4, 0}
+	switch why := context.Cause(ctx); {
+	case why == nil || errors.Is(why, ErrHandOver):
+	case errors.Is(why, ErrEnd): // Session Expiry Interval 0, MQTT 5 §3.14.2.2.2
+		goodbye = []byte{packets.DISCONNECT << 4, 7, 0, 5, packets.PropSessionExpiryInterval, 0, 0, 0, 0}
+	default:
 		if err := c.announce(false, "stopped"); err != nil {
 			return err
 		}
 	}
-	if _, err := c.w.Write([]byte{packets.DISCONNECT << 4, 0}); err != nil {
+	if _, err := c.w.Write(goodbye); err != nil {
 		return err
 	}
 	return c.flush()

@@ -9,9 +9,12 @@ package dial
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/url"
+	"syscall"
 )
 
 // ports are those of the schemes.
@@ -68,6 +71,38 @@ func (d *Dialer) dial(ctx context.Context, u *url.URL) (net.Conn, error) {
 	}
 	return nc, nil
 }
+
+// Probe makes a connection, waits for what the other side says to our certificate, and
+// ends it. It returns nil if that was nothing.
+func (d *Dialer) Probe(ctx context.Context, u *url.URL) error {
+	nc, err := d.dial(ctx, u)
+	if err != nil {
+		return Explain(u, err)
+	}
+	defer nc.Close()
+	t, ok := nc.(*tlsConn)
+	if !ok { // over WebSocket it has answered; without TLS it has nothing to say
+		return nil
+	}
+	stop := context.AfterFunc(ctx, func() { nc.Close() })
+	defer stop()
+	// With TLS 1.3 a server looks at it when we think that all is done. It sees then that
+	// we close, and closes as well, or says first what it has against us.
+	if err := t.CloseWrite(); err != nil {
+		return Explain(u, err)
+	}
+	_, err = io.Copy(io.Discard, io.LimitReader(t, maxProbe))
+	switch {
+	case ctx.Err() != nil:
+		return Explain(u, context.Cause(ctx))
+	case err == nil, errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET):
+		return nil
+	}
+	return Explain(u, err)
+}
+
+// maxProbe is how much a server may say to somebody who asks nothing.
+const maxProbe = 64 << 10
 
 // Address is the host and port of a URL, with the port of its scheme if it has none.
 func Address(u *url.URL) string {

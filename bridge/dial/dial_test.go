@@ -507,3 +507,25 @@ func FuzzProxyAnswer(f *testing.F) {
 		}
 	})
 }
+
+func TestProbe(t *testing.T) {
+	w, other := newWorld(t), newWorld(t)
+	for _, up := range w.upstreams(t) {
+		u := parse(t, up)
+		ours := tls.Certificate{}
+		d := &Dialer{TLS: func() *tls.Config {
+			return &tls.Config{RootCAs: w.pool, GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &ours, nil }}
+		}}
+		ours = w.ours
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		if err := d.Probe(ctx, u); err != nil {
+			t.Errorf("%s: %v", u.Scheme, err)
+		}
+		ours = other.ours
+		var r *Refusal
+		if err := d.Probe(ctx, u); Secure(u.Scheme) && (!errors.As(err, &r) || !r.Ours) {
+			t.Errorf("%s takes a certificate of another authority: %v", u.Scheme, err)
+		}
+		cancel()
+	}
+}

@@ -2,6 +2,7 @@ package dial
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -24,6 +25,9 @@ type Refusal struct {
 
 	// Ours says that what we are is at fault, as our certificate: another one may do.
 	Ours bool
+
+	// TLS says that it is about TLS or certificates, and not about the network.
+	TLS bool
 }
 
 func (e *Refusal) Error() string { return e.Text }
@@ -60,7 +64,7 @@ func Explain(u *url.URL, err error) error {
 	if text == "" {
 		return err
 	}
-	return &Refusal{Text: text, Err: err, Ours: e.ours}
+	return &Refusal{Text: text, Err: err, Ours: e.ours, TLS: e.tls}
 }
 
 type explainer struct {
@@ -68,6 +72,7 @@ type explainer struct {
 	at   string
 	err  error
 	ours bool
+	tls  bool
 }
 
 func (e *explainer) explain() string {
@@ -75,10 +80,8 @@ func (e *explainer) explain() string {
 	if errors.As(e.err, &proxy) {
 		return e.proxy(proxy)
 	}
-	if text := e.certificate(e.at, "tls.ca"); text != "" {
-		return text
-	}
-	if text := e.alert(); text != "" {
+	if text := cmp.Or(e.certificate(e.at, "tls.ca"), e.alert()); text != "" {
+		e.tls = true
 		return text
 	}
 	var upgrade *UpgradeError

@@ -144,7 +144,7 @@ func (d *decoder) bridge(o *object, name string, g *Gateway) Bridge {
 	}
 	if proxy := o.text("proxy", ""); proxy != "" {
 		u, err := url.Parse(proxy)
-		if err != nil || u.Scheme != "http" {
+		if err != nil || u.Scheme != "http" && u.Scheme != "https" || strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.Fragment != "" {
 			d.problem(o.valuePos("proxy"), "proxy: expected one such as http://proxy.example.com:3128, found %s", o.n.value("proxy").quote())
 		} else if _, wrong := hostPort(u.Host, false); wrong != "" {
 			d.problem(o.valuePos("proxy"), "proxy: %s %s; write one such as http://proxy.example.com:3128", o.n.value("proxy").quote(), wrong)
