@@ -83,7 +83,7 @@ func (w *wayOut) choose() *tls.Config {
 	}
 	if w.mixedOf != newest {
 		w.mixed, w.mixedOf = newest.Clone(), newest
-		w.mixed.Certificates = w.proved.Certificates
+		w.mixed.Certificates, w.mixed.GetClientCertificate = w.proved.Certificates, w.proved.GetClientCertificate
 	}
 	return w.mixed
 }

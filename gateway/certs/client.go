@@ -45,5 +45,8 @@ func (f *ClientFiles) load() (*tls.Config, error) {
 		return nil, err
 	}
 	c.Certificates = []tls.Certificate{pair}
+	// Shown also to a server that names other authorities than ours: it then says what it
+	// has against it, and not that there is none.
+	c.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &pair, nil }
 	return c, nil
 }
