@@ -23,6 +23,7 @@ var allowed = map[string][]string{
 	"gateway/payload":         {"adapters"},
 	"gateway/certs":           {"gateway/certs/certstest"},
 	"gateway/certs/certstest": {},
+	"gateway/certs/issue":     {},
 	"gateway/command":         {"adapters"},
 	"gateway/dashboard":       {"gateway/alarm", "adapters"},
 
