@@ -2,6 +2,7 @@ package bridge
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"net"
@@ -47,7 +48,7 @@ func (b *Bridge) connect(ctx context.Context, u *url.URL) (*conn, error) {
 	defer cancel()
 	nc, err := b.o.Dial(ctx, u)
 	if err != nil {
-		return nil, fmt.Errorf("connect: %w", dial.Explain(u, err))
+		return nil, explained(u, fmt.Errorf("connect: %w", err))
 	}
 	stop := context.AfterFunc(ctx, func() { nc.Close() })
 	c, err := b.login(nc, sessionURL(u))
@@ -56,9 +57,19 @@ func (b *Bridge) connect(ctx context.Context, u *url.URL) (*conn, error) {
 	}
 	if err != nil {
 		nc.Close()
-		return nil, dial.Explain(u, err) // with TLS 1.3 a server looks at our certificate now
+		return nil, explained(u, err) // with TLS 1.3 a server looks at our certificate now
 	}
 	return c, nil
+}
+
+// explained says what to check about an error, in place of all that led to it.
+func explained(u *url.URL, err error) error {
+	err = dial.Explain(u, err)
+	var r *dial.Refusal
+	if errors.As(err, &r) {
+		return r
+	}
+	return err
 }
 
 // sessionURL is what of a URL says which upstream it is.

@@ -55,7 +55,7 @@ var reasons = map[byte]struct{ text, hint string }{
 	0x84: {"protocol version not supported", "the upstream must speak MQTT 5"},
 	0x85: {"client identifier not valid", "check client_id"},
 	0x86: {"bad user name or password", "check username and password"},
-	0x87: {"not authorised", "check the upstream's access rules for this client_id and username"},
+	0x87: {"not authorised", "check username and password, and the upstream's access rules for this client_id"},
 	0x88: {"server unavailable", ""},
 	0x89: {"server busy", ""},
 	0x8A: {"banned", "the upstream's administrator has banned this client"},

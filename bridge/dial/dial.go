@@ -7,14 +7,15 @@
 package dial
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
-	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/url"
-	"syscall"
+	"sync/atomic"
+	"time"
 )
 
 // ports are those of the schemes.
@@ -65,6 +66,13 @@ func (d *Dialer) dial(ctx context.Context, u *url.URL) (net.Conn, error) {
 		if nc, err = d.secure(ctx, nc, u.Hostname()); err != nil {
 			return nil, err
 		}
+		if t := nc.(*tlsConn); u.Scheme == "mqtts" && t.ConnectionState().Version >= tls.VersionTLS13 {
+			t.whyNot = func() error {
+				ctx, cancel := context.WithTimeout(context.Background(), whyNotTimeout)
+				defer cancel()
+				return d.Probe(ctx, u)
+			}
+		}
 	}
 	if u.Scheme == "ws" || u.Scheme == "wss" {
 		return upgrade(ctx, nc, u)
@@ -91,11 +99,11 @@ func (d *Dialer) Probe(ctx context.Context, u *url.URL) error {
 	if err := t.CloseWrite(); err != nil {
 		return Explain(u, err)
 	}
-	_, err = io.Copy(io.Discard, io.LimitReader(t, maxProbe))
+	_, err = io.Copy(io.Discard, io.LimitReader(t.Conn, maxProbe))
 	switch {
 	case ctx.Err() != nil:
 		return Explain(u, context.Cause(ctx))
-	case err == nil, errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET):
+	case err == nil, silent(err):
 		return nil
 	}
 	return Explain(u, err)
@@ -147,15 +155,39 @@ func handshake(ctx context.Context, nc net.Conn, c *tls.Config) (net.Conn, error
 		nc.Close()
 		return nil, err
 	}
-	return &tlsConn{t, under}, nil
+	return &tlsConn{Conn: t, under: under}, nil
 }
 
 // tlsConn hands the records of one Write to the socket together.
+//
+// With TLS 1.3 a server that does not take our certificate says so while we write
+// already. It then closes with what we wrote unread, and TCP throws away what it said. So
+// a connection that ends before anything has come is asked about with another one.
 type tlsConn struct {
 	*tls.Conn
-	under *gather
+	under  *gather
+	whyNot func() error // nil: there is no need
+	heard  atomic.Bool  // something has come
+}
+
+const whyNotTimeout = 5 * time.Second
+
+func (c *tlsConn) Read(p []byte) (n int, err error) {
+	n, err = c.Conn.Read(p)
+	if n > 0 {
+		c.heard.Store(true)
+	}
+	return n, c.why(err)
 }
 
 func (c *tlsConn) Write(p []byte) (n int, err error) {
-	return c.under.together(func() (int, error) { return c.Conn.Write(p) })
+	n, err = c.under.together(func() (int, error) { return c.Conn.Write(p) })
+	return n, c.why(err)
+}
+
+func (c *tlsConn) why(err error) error {
+	if err == nil || c.whyNot == nil || c.heard.Load() || !silent(err) {
+		return err
+	}
+	return cmp.Or(c.whyNot(), err)
 }

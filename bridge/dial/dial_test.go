@@ -529,3 +529,40 @@ func TestProbe(t *testing.T) {
 		cancel()
 	}
 }
+
+// A server that does not take our certificate says so, and closes with our bytes unread,
+// so that what it said is lost: it is asked again.
+func TestWhatWasSaidIsLost(t *testing.T) {
+	w, other := newWorld(t), newWorld(t)
+	config := w.config()
+	refuse := true
+	var mu sync.Mutex // guards refuse
+	u := parse(t, "mqtts://"+serve(t, listen(t), func(nc net.Conn) {
+		mu.Lock()
+		reset := refuse
+		refuse = false
+		mu.Unlock()
+		c := tls.Server(nc, config)
+		if reset { // the first connection
+			c = tls.Server(nc, &tls.Config{Certificates: []tls.Certificate{w.chain}, ClientAuth: tls.RequestClientCert})
+			_ = c.Handshake()
+			_ = nc.(*net.TCPConn).SetLinger(0) // TCP says reset
+			return
+		}
+		_ = c.Handshake()
+	}))
+	d := Dialer{TLS: func() *tls.Config {
+		return &tls.Config{RootCAs: w.pool, MinVersion: tls.VersionTLS13,
+			GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &other.ours, nil }}
+	}}
+	nc, err := d.Dial(t.Context(), u)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	_, err = nc.Read(make([]byte, 1))
+	var r *Refusal
+	if !errors.As(err, &r) || !r.Ours || !strings.Contains(r.Text, "authority of our certificate") {
+		t.Errorf("%v", err)
+	}
+}

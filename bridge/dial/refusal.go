@@ -103,13 +103,13 @@ func (e *explainer) certificate(at, ca string) string {
 	}
 	var authority x509.UnknownAuthorityError
 	if errors.As(e.err, &authority) {
-		issuer := "an authority"
-		if authority.Cert != nil {
-			if issuer = fmt.Sprintf("%q", authority.Cert.Issuer.String()); bytes.Equal(authority.Cert.RawIssuer, authority.Cert.RawSubject) {
-				issuer = "itself (" + issuer + ")"
+		by := "an authority"
+		if c := authority.Cert; c != nil {
+			if by = fmt.Sprintf("%q", c.Issuer.String()); !c.IsCA && bytes.Equal(c.RawIssuer, c.RawSubject) {
+				return fmt.Sprintf("the certificate of %s is signed by itself, %s: if it is the right one, put it into %s", at, by, ca)
 			}
 		}
-		return fmt.Sprintf("the certificate of %s is signed by %s, which is not trusted: check that %s has the certificate of that authority", at, issuer, ca)
+		return fmt.Sprintf("the certificate of %s is signed by %s, which is not trusted: check that %s has the certificate of that authority", at, by, ca)
 	}
 	var host x509.HostnameError
 	if errors.As(e.err, &host) {
@@ -264,9 +264,14 @@ func network(at, key string, err error) string {
 	return ""
 }
 
+// silent reports whether a connection was closed without a word.
+func silent(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
+}
+
 // silence explains a connection that was closed without a word.
 func (e *explainer) silence() string {
-	if !errors.Is(e.err, io.EOF) && !errors.Is(e.err, io.ErrUnexpectedEOF) && !errors.Is(e.err, syscall.ECONNRESET) && !errors.Is(e.err, syscall.EPIPE) {
+	if !silent(e.err) {
 		return ""
 	}
 	switch e.u.Scheme {
