@@ -57,6 +57,8 @@ type Options struct {
 
 	Down *Downward // nil: nothing is subscribed, and what comes all the same is declined
 
+	Canary string // topic for Probe; "" is none
+
 	// Dial opens the connection; nil is that of an empty dial.Dialer. It must look the
 	// name up each time and end when ctx does.
 	Dial func(ctx context.Context, u *url.URL) (net.Conn, error)
@@ -141,8 +143,9 @@ type Bridge struct {
 	sent, delivered, parked, expired, refused, uncertain atomic.Uint64
 	cameDown, lostDown, refusedDown                      atomic.Uint64
 
-	inbox inbox
-	up    atomic.Bool // connected
+	inbox  inbox
+	canary canary
+	up     atomic.Bool // connected
 
 	mu     sync.Mutex // guards what follows
 	status Status

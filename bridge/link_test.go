@@ -309,7 +309,7 @@ func TestNewErrors(t *testing.T) {
 	}{
 		{nil, "bridge: no upstream"},
 		{[]string{"mqtt://"}, `upstream "mqtt:": no host`},
-		{[]string{"mqtt://a", "mqtts://u:secret@b"}, `upstream "mqtts://u:xxxxx@b": mqtts is not supported, use mqtt://`},
+		{[]string{"mqtt://a", "http://u:secret@b"}, `upstream "http://u:xxxxx@b": http is not supported, use mqtt, mqtts, ws or wss`},
 		{[]string{"mqtt://a", "mqtt://u:secret@a:b:c"}, `upstream 2: invalid port ":c" after host`},
 	} {
 		if _, err := New(nil, Outboxes{}, Options{Upstream: tt.upstream}); err == nil || err.Error() != tt.want {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -90,16 +89,16 @@ func (b *bridgeLook) samples(now time.Time) []alarm.Sample {
 	return []alarm.Sample{down, twin, parked}
 }
 
+// forUpstream reports whether an outbox is a bridge's.
+func forUpstream(o *buffer.Outbox) bool { return strings.HasPrefix(o.Name(), bridgeOutbox) }
+
 // watch has the alarms look at bridges too, each connection by itself: one that is dead
 // among others that are not is to be seen.
 func (a *alarms) watch(bridges []*upstream) {
 	for _, u := range bridges {
 		for k := range u.latest() {
-			look := &bridgeLook{name: u.name, status: func() bridge.Status { return u.statusOf(k) }, taken: []uint64{0}}
-			if k > 0 {
-				look.name += "/" + strconv.Itoa(k)
-			}
-			a.bridges = append(a.bridges, look)
+			status := func() bridge.Status { return u.at(k).bridge.Status() }
+			a.bridges = append(a.bridges, &bridgeLook{name: connectionName(u.name, k), status: status, taken: []uint64{0}})
 		}
 		if u.way.files != nil {
 			a.certs = append(a.certs, certLook{"bridge/" + u.name, u.way.problem, u.way.files.Chain})
@@ -183,7 +182,7 @@ func (a *alarms) samples() []alarm.Sample {
 		all = append(all, alarm.Sample{Name: alarm.BufferFill, Value: float64(s.DiskBytes) / float64(a.max)})
 	}
 	// What waits for sessions of the local broker waits for clients that are away.
-	age, _ := a.buffer.OldestAge(func(o *buffer.Outbox) bool { return strings.HasPrefix(o.Name(), bridgeOutbox) })
+	age, _ := a.buffer.OldestAge(forUpstream)
 	all = append(all, alarm.Sample{Name: alarm.BufferAge, Value: age.Seconds()}, a.drops())
 	for _, b := range a.bridges {
 		all = append(all, b.samples(time.Now())...)

@@ -306,11 +306,19 @@ func (s *spreading) status() bridge.Status {
 	return sum
 }
 
-// statusOf is that of one connection; while those from before run, of the one among them
-// that stands in its place.
-func (s *spreading) statusOf(k int) bridge.Status {
+// at is one of the connections; while those from before run, the one among them that
+// stands in its place.
+func (s *spreading) at(k int) *connection {
 	list := s.current()
-	return list[min(k, len(list)-1)].bridge.Status()
+	return list[min(k, len(list)-1)]
+}
+
+// connectionName names a connection of a bridge: the first as the bridge.
+func connectionName(bridge string, k int) string {
+	if k == 0 {
+		return bridge
+	}
+	return bridge + "/" + strconv.Itoa(k)
 }
 
 // ledger is that of all connections, those from before among them.

@@ -111,6 +111,7 @@ func (u *upstream) open(c *config.Config, b *config.Bridge, k, of int, out bridg
 		o.Upstream = append(o.Upstream, url.String())
 	}
 	if k == 0 {
+		o.Canary, _ = u.mapper.UpstreamTopic(c.Gateway.ID, "canary") // without a topic there is none
 		o.Presence = presence(c, u.mapper, buf)
 		if filters := u.mapper.Filters(); len(filters) > 0 {
 			o.Down = &bridge.Downward{Filters: filters, Deliver: u.deliver}
