@@ -7,6 +7,7 @@
 package dial
 
 import (
+	"bufio"
 	"cmp"
 	"context"
 	"crypto/tls"
@@ -150,15 +151,17 @@ func (d *Dialer) secure(ctx context.Context, nc net.Conn, host string) (net.Conn
 
 func handshake(ctx context.Context, nc net.Conn, c *tls.Config) (net.Conn, error) {
 	under := &gather{Conn: nc}
-	t := tls.Client(under, c)
+	ahead := &ahead{Conn: under, r: bufio.NewReaderSize(nc, readAhead)}
+	t := tls.Client(ahead, c)
 	if err := t.HandshakeContext(ctx); err != nil {
 		nc.Close()
 		return nil, err
 	}
-	return &tlsConn{Conn: t, under: under}, nil
+	return &tlsConn{Conn: t, under: under, ahead: ahead}, nil
 }
 
-// tlsConn hands the records of one Write to the socket together.
+// tlsConn hands the records of one Write to the socket together, and returns with a
+// Read what there is: a server that answers each message sends a record for each answer.
 //
 // With TLS 1.3 a server that does not take our certificate says so while we write
 // already. It then closes with what we wrote unread, and TCP throws away what it said. So
@@ -166,6 +169,7 @@ func handshake(ctx context.Context, nc net.Conn, c *tls.Config) (net.Conn, error
 type tlsConn struct {
 	*tls.Conn
 	under  *gather
+	ahead  *ahead
 	whyNot func() error // nil: there is no need
 	heard  atomic.Bool  // something has come
 }
@@ -174,10 +178,18 @@ const whyNotTimeout = 5 * time.Second
 
 func (c *tlsConn) Read(p []byte) (n int, err error) {
 	n, err = c.Conn.Read(p)
-	if n > 0 {
-		c.heard.Store(true)
+	if n == 0 {
+		return 0, c.why(err)
 	}
-	return n, c.why(err)
+	c.heard.Store(true)
+	c.ahead.noWait = true
+	for n < len(p) && err == nil && c.ahead.r.Buffered() > 0 {
+		var more int
+		more, err = c.Conn.Read(p[n:])
+		n += more
+	}
+	c.ahead.noWait = false
+	return n, nil // an error that is one comes again with the next Read
 }
 
 func (c *tlsConn) Write(p []byte) (n int, err error) {

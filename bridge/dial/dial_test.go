@@ -566,3 +566,74 @@ func TestWhatWasSaidIsLost(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+// trickle writes a few bytes at a time.
+type trickle struct{ net.Conn }
+
+func (c trickle) Write(p []byte) (n int, err error) {
+	for n < len(p) && err == nil {
+		var k int
+		k, err = c.Conn.Write(p[n:min(len(p), n+7+n%400)])
+		n += k
+	}
+	return n, err
+}
+
+// Many small records are read together, in whatever pieces they come.
+func TestSmallRecords(t *testing.T) {
+	w := newWorld(t)
+	const records = 20_000
+	for name, wrap := range map[string]func(net.Conn) net.Conn{
+		"whole":     func(c net.Conn) net.Conn { return c },
+		"in pieces": func(c net.Conn) net.Conn { return trickle{c} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			u := parse(t, "mqtts://"+serve(t, listen(t), func(nc net.Conn) {
+				under := &gather{Conn: wrap(nc)}
+				c := tls.Server(under, w.config())
+				if c.Handshake() != nil {
+					return
+				}
+				for i := 0; i < records; i += 100 {
+					_, err := under.together(func() (int, error) {
+						for k := range 100 {
+							if _, err := fmt.Fprintf(c, "%06d", i+k); err != nil {
+								return 0, err
+							}
+						}
+						return 1, nil
+					})
+					if err != nil {
+						return
+					}
+				}
+				_, _ = io.Copy(io.Discard, c)
+			}))
+			nc, err := (&Dialer{TLS: w.client}).Dial(t.Context(), u)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer nc.Close()
+			if err := nc.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
+				t.Fatal(err)
+			}
+			var got []byte
+			reads := 0
+			for p := make([]byte, 4096); len(got) < 6*records; reads++ {
+				n, err := nc.Read(p)
+				if err != nil {
+					t.Fatalf("after %d bytes: %v", len(got), err)
+				}
+				got = append(got, p[:n]...)
+			}
+			for i := range records {
+				if string(got[6*i:6*i+6]) != fmt.Sprintf("%06d", i) {
+					t.Fatalf("record %d is %q", i, got[6*i:6*i+6])
+				}
+			}
+			if reads >= records/2 {
+				t.Errorf("%d reads of %d records", reads, records)
+			}
+		})
+	}
+}

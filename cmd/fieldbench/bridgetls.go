@@ -23,7 +23,7 @@ type secured struct {
 
 func newSecured(dir string) (*secured, error) {
 	s := &secured{dir: dir}
-	ca, err := issue.NewAuthority("bench", time.Hour)
+	ca, err := issue.NewAuthority("bench authority", time.Hour)
 	if err != nil {
 		return nil, err
 	}

@@ -149,6 +149,9 @@ func sign(t *x509.Certificate, by *Authority) (Pair, error) {
 	}
 	parent, signer := t, crypto.Signer(key)
 	if by != nil {
+		if t.Subject.CommonName == by.Name() { // it would look as if it had signed itself, and OpenSSL take it for that
+			return Pair{}, fmt.Errorf("%q is the name of the authority itself; choose another", by.Name())
+		}
 		parent, signer = by.cert, by.key
 		if t.NotAfter.After(parent.NotAfter) {
 			t.NotAfter = parent.NotAfter
