@@ -238,7 +238,8 @@ func (d *decoder) bridgeTLS(o *object, b *Bridge) {
 		}
 	}
 	t.done()
-	if t.there() && len(b.Upstream) > 0 && !slices.ContainsFunc(b.Upstream, secure) {
+	proxy := b.Proxy != nil && b.Proxy.Scheme == "https" // which tls.ca is for, too
+	if t.there() && !proxy && len(b.Upstream) > 0 && !slices.ContainsFunc(b.Upstream, secure) {
 		d.problem(t.at, "tls is not used by %s; write %ss://, or remove tls", quote(b.Upstream[0].Scheme+"://"), b.Upstream[0].Scheme)
 	}
 }
