@@ -210,11 +210,11 @@ func (e *explainer) alert() string {
 
 func (e *explainer) proxy(p *ProxyError) string {
 	switch {
-	case p.Status == http.StatusProxyAuthRequired:
+	case p.Status == http.StatusProxyAuthRequired || p.Status == http.StatusUnauthorized: // the latter is tinyproxy's word for a wrong password
 		return fmt.Sprintf("the proxy %s does not let us in: give the right user and password, as proxy: http://USER:PASSWORD@%s", p.Proxy, p.Proxy)
 	case p.Status == http.StatusForbidden || p.Status == http.StatusMethodNotAllowed:
 		return fmt.Sprintf("the proxy %s does not allow connections to %s (%d): have its rules allow CONNECT to that host and port", p.Proxy, e.at, p.Status)
-	case p.Status == http.StatusBadGateway || p.Status == http.StatusServiceUnavailable || p.Status == http.StatusGatewayTimeout:
+	case p.Status/100 == 5:
 		return fmt.Sprintf("the proxy %s does not reach %s (%d): check upstream, and the proxy's log", p.Proxy, e.at, p.Status)
 	case p.Status != 0:
 		return fmt.Sprintf("the proxy %s does not connect us to %s, it answered %d: check that it is an HTTP proxy that allows CONNECT", p.Proxy, e.at, p.Status)

@@ -374,3 +374,66 @@ bridges:
 		t.Errorf("check: %v\n%s", err, out)
 	}
 }
+
+// TestInteropProxy: all four ways lead through an HTTP proxy that wants a password, and
+// what that refuses is told.
+func TestInteropProxy(t *testing.T) {
+	bin := buildFieldferry(t)
+	p := newPKI(t, "site ca")
+	p.issue("server", thisHost)
+	p.issue("gw", thisHost)
+	ports := make(map[string]int)
+	for scheme, conf := range map[string]string{
+		"mqtt":  "listener {port} 127.0.0.1\nallow_anonymous true\n",
+		"ws":    "listener {port} 127.0.0.1\nallow_anonymous true\nprotocol websockets\n",
+		"mqtts": p.secured("server"),
+		"wss":   p.secured("server") + "protocol websockets\n",
+	} {
+		// With WebSocket alone, Mosquitto 2.0.11 thinks that it has no listener.
+		conf = fmt.Sprintf("per_listener_settings true\nlistener %d 127.0.0.1\nallow_anonymous true\n%s", freePort(t), conf)
+		ports[scheme] = mosquittoWith(t, conf).port
+	}
+	gone, closed, at := freePort(t), freePort(t), freePort(t)
+	conf := filepath.Join(t.TempDir(), "tinyproxy.conf")
+	text := fmt.Sprintf("Port %d\nListen 127.0.0.1\nTimeout 600\nAllow 127.0.0.1\nMaxClients 50\nLogLevel Critical\nBasicAuth bob s3cret\nConnectPort %d\n", at, gone)
+	for _, port := range ports {
+		text += fmt.Sprintf("ConnectPort %d\n", port)
+	}
+	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("tinyproxy", "-d", "-c", conf)
+	launch(t, cmd)
+	awaitPort(t, at)
+	keys := fmt.Sprintf(", tls: {ca: %q, cert: %q, key: %q}", p.path("ca.crt"), p.path("gw.crt"), p.path("gw.key"))
+	for _, tt := range []struct {
+		name, url, user, more, want string
+	}{
+		{"mqtt", fmt.Sprintf("mqtt://localhost:%d", ports["mqtt"]), "bob:s3cret@", "", "upstream connected"},
+		{"mqtts", fmt.Sprintf("mqtts://localhost:%d", ports["mqtts"]), "bob:s3cret@", keys, "upstream connected"},
+		{"ws", fmt.Sprintf("ws://localhost:%d/mqtt", ports["ws"]), "bob:s3cret@", "", "upstream connected"},
+		{"wss", fmt.Sprintf("wss://localhost:%d/mqtt", ports["wss"]), "bob:s3cret@", keys, "upstream connected"},
+		{"wrong password", fmt.Sprintf("mqtt://localhost:%d", ports["mqtt"]), "bob:wrong@", "", "does not let us in: give the right user and password"},
+		{"no password", fmt.Sprintf("mqtt://localhost:%d", ports["mqtt"]), "", "", "does not let us in: give the right user and password"},
+		{"a port that it does not allow", fmt.Sprintf("mqtt://localhost:%d", closed), "bob:s3cret@", "", "does not allow connections to localhost"},
+		{"nobody there", fmt.Sprintf("mqtt://localhost:%d", gone), "bob:s3cret@", "", "does not reach localhost"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			g, log := runSite(t, bin, fmt.Sprintf(`
+gateway: {id: gw-1, org: acme, site: works, zone: hall-1, data_dir: %q}
+broker: {listeners: [{name: main, listen: "127.0.0.1:0"}]}
+bridges: {cloud: {upstream: %q, proxy: "http://%s127.0.0.1:%d"%s}}
+`, t.TempDir(), tt.url, tt.user, at, tt.more))
+			log.await(t, tt.want)
+			g.end(os.Interrupt)
+			if strings.Contains(log.String(), "s3cret") {
+				t.Errorf("the log has the password:\n%s", log)
+			}
+			for line := range strings.Lines(log.String()) {
+				if strings.Contains(line, "upstream connection failed") {
+					t.Log(line)
+				}
+			}
+		})
+	}
+}
