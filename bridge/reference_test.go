@@ -140,3 +140,24 @@ func TestRenew(t *testing.T) {
 		}
 	})
 }
+
+// An upstream can say what it likes in a reference: only hosts that are listed are
+// found in it.
+func FuzzReference(f *testing.F) {
+	for _, s := range []string{"b:1883", "mqtts://b:1883/x", "[::1]:1883 b", "b b b", "://", "%zz://b", "\x00"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, ref string) {
+		b, err := New(nil, Outboxes{}, Options{Upstream: []string{"mqtt://a:1883", "mqtt://b:1883", "mqtt://[::1]:1883"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		at, err := b.nextAfter(0, &ReasonError{Packet: "CONNACK", Code: codeUseAnother, Server: ref})
+		if at < 1 || at > 2 || err == nil {
+			t.Errorf("%q leads to %d", ref, at)
+		}
+		if at == 2 && !strings.Contains(ref, "::1") {
+			t.Errorf("%q leads to ::1", ref)
+		}
+	})
+}

@@ -201,7 +201,12 @@ func (c *conn) read() {
 				return
 			}
 		case *packets.Disconnect:
-			c.s.update(func() { c.s.connects[c.n].Goodbye = p.ReasonCode == 0 })
+			c.s.update(func() {
+				c.s.connects[c.n].Goodbye = p.ReasonCode == 0
+				if e := p.Properties.SessionExpiryInterval; e != nil && *e == 0 {
+					c.s.end(c.session)
+				}
+			})
 			return
 		default:
 			c.s.violation(c.n, "packet of type %T", p)

@@ -345,6 +345,11 @@ type session struct {
 	out     []*outgoing
 }
 
+// end forgets a session. s.mu is held.
+func (s *Server) end(gone *session) {
+	maps.DeleteFunc(s.sessions, func(_ string, one *session) bool { return one == gone })
+}
+
 // outgoing is a message on its way to the client.
 type outgoing struct {
 	Message
