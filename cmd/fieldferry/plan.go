@@ -21,8 +21,9 @@ func planCommand() *cobra.Command {
 		Short: "Show which requests the gateway will make, how often, and its ways upstream",
 		Long: `plan reads a site file and shows what each adapter will ask its devices for: the
 unit, function, addresses and how often; and for serial lines which share of the
-line's time that takes. Of each bridge it shows the way to its upstreams, and which
-connection carries which devices. It connects to nothing.`,
+line's time that takes; the way to each upstream, which connection carries which
+devices, and which topics go there and come from there; and how long the buffer holds
+what is read while no upstream is there. It connects to nothing.`,
 		Args: args(cobra.MaximumNArgs(1)),
 	}
 	find := siteFile(cmd)
@@ -54,7 +55,9 @@ type plan struct {
 	RequestsPerSecond float64    `json:"requestsPerSecond"`
 	ValuesPerSecond   float64    `json:"valuesPerSecond"`
 
-	Bridges []gateway.WayPlan `json:"bridges"`
+	Bridges  []gateway.WayPlan `json:"bridges"`
+	Topics   []gateway.Carried `json:"topics"`
+	Forecast gateway.Forecast  `json:"forecast"`
 }
 
 // linkPlan is that of one connection or line.
@@ -113,6 +116,11 @@ func planOf(c *config.Config) (*plan, error) {
 			all.Links = append(all.Links, p)
 		}
 	}
+	var err error
+	if all.Topics, err = gateway.Topics(c); err != nil {
+		return nil, err
+	}
+	all.Forecast = gateway.Foresee(c)
 	return all, nil
 }
 
@@ -140,8 +148,71 @@ func (p *plan) print(w io.Writer) error {
 	for _, b := range p.Bridges {
 		printWay(w, &b)
 	}
-	_, err := fmt.Fprintf(w, "in all %.4g requests and %.4g values a second\n", p.RequestsPerSecond, p.ValuesPerSecond)
+	if err := p.printTopics(w); err != nil {
+		return err
+	}
+	fmt.Fprintf(w, "in all %.4g requests and %.4g values a second\n", p.RequestsPerSecond, p.ValuesPerSecond)
+	return printForecast(w, &p.Forecast)
+}
+
+// printTopics prints what the bridges carry. Of devices that are alike it shows one.
+func (p *plan) printTopics(w io.Writer) error {
+	if len(p.Topics) == 0 {
+		return nil
+	}
+	alike := func(t gateway.Carried) gateway.Carried {
+		t.Local = strings.ReplaceAll(t.Local, "/"+t.Device+"/", "/{device}/")
+		t.Upstream = strings.ReplaceAll(t.Upstream, t.Device, "{device}")
+		t.Device = ""
+		return t
+	}
+	devices := make(map[gateway.Carried]int)
+	for _, t := range p.Topics {
+		devices[alike(t)]++
+	}
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "BRIDGE\tLOCAL\t\tUPSTREAM\tQOS\tCLASS\tDEVICES")
+	for _, c := range p.Topics {
+		n := devices[alike(c)]
+		if n == 0 {
+			continue // it was shown
+		}
+		devices[alike(c)] = 0
+		arrow, class := "→", c.Class
+		if c.Direction == "down" {
+			arrow = "←"
+		}
+		if c.Retain {
+			class += ", retained"
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%s\t%d\n", c.Bridge, c.Local, arrow, c.Upstream, c.QoS, class, n)
+	}
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintln(w)
 	return err
+}
+
+func printForecast(w io.Writer, f *gateway.Forecast) error {
+	if f.MessagesPerSecond > 0 {
+		fmt.Fprintf(w, "%.4g messages with %.4g kB of payload a second\n", f.MessagesPerSecond, f.PayloadPerSecond/1e3)
+	}
+	if f.OutageHours > 0 {
+		fmt.Fprintf(w, "without an upstream at most about %.3g kB a second are stored: the buffer holds %s, up to buffer.%s\n", f.StoredPerSecond/1e3, hours(f.OutageHours), f.Bound)
+	}
+	if f.Unknown > 0 {
+		fmt.Fprintf(w, "devices that send when they like are not in that: %d\n", f.Unknown)
+	}
+	return nil
+}
+
+// hours is a long time, roughly.
+func hours(h float64) string {
+	if h >= 48 {
+		return fmt.Sprintf("%.3g days", h/24)
+	}
+	return fmt.Sprintf("%.3g hours", h)
 }
 
 // printWay prints the way of a bridge.
