@@ -22,15 +22,10 @@ import (
 
 // front is TLS before an upstream, which sees who has which certificate.
 type front struct {
-	mu     sync.Mutex // guards what follows
 	config *tls.Config
-	names  []string // common names of those that were let in
-}
 
-func (f *front) set(c *tls.Config) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.config = c
+	mu    sync.Mutex // guards names
+	names []string   // common names of those that were let in
 }
 
 func (f *front) seen() []string {
@@ -66,9 +61,7 @@ func frontOf(t *testing.T, url string, c *tls.Config) (*front, string) {
 
 func (f *front) carry(nc net.Conn, to string) {
 	defer nc.Close()
-	f.mu.Lock()
 	c := tls.Server(nc, f.config)
-	f.mu.Unlock()
 	// As long as nothing is said, nobody has connected: a trial says nothing.
 	first := make([]byte, 1)
 	if _, err := io.ReadFull(c, first); err != nil {

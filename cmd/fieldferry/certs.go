@@ -66,7 +66,6 @@ type made struct {
 	Cert string `json:"cert,omitempty"`
 	CSR  string `json:"csr,omitempty"`
 	Key  string `json:"key"`
-	next string // what to do with it
 }
 
 // write writes a pair of files. The key is never there without its mode.
