@@ -236,10 +236,14 @@ func printWay(w io.Writer, b *gateway.WayPlan) {
 		}
 		fmt.Fprintln(w)
 	}
+	if len(b.Connections) == 1 {
+		fmt.Fprintf(w, "  client id %s\n\n", b.Connections[0].ClientID)
+		return
+	}
 	for _, c := range b.Connections {
 		fmt.Fprintf(w, "  client id %s: %s\n", c.ClientID, count(len(c.Devices), "device"))
 	}
-	if len(b.Spread) > 0 && len(b.Connections) > 1 {
+	if len(b.Spread) > 0 {
 		fmt.Fprintf(w, "  by their id: %s\n", strings.Join(b.Spread, " "))
 	}
 	fmt.Fprintln(w)

@@ -79,7 +79,7 @@ func TestClientReads(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.Current() != c.Current() || c.Leaf().Subject.CommonName != "first" || c.Current().RootCAs == nil || len(c.Chain()) != 1 {
+	if first := c.Current(); first != c.Current() || c.Leaf().Subject.CommonName != "first" || c.Current().RootCAs == nil || len(c.Chain()) != 1 {
 		t.Errorf("%+v", c.Current())
 	}
 	none, err := OpenClient(ClientFiles{}, nil)
