@@ -11,10 +11,12 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/url"
+	"os"
 	"sync/atomic"
 	"time"
 )
@@ -84,6 +86,7 @@ func (d *Dialer) dial(ctx context.Context, u *url.URL) (net.Conn, error) {
 // Probe makes a connection, waits for what the other side says to our certificate, and
 // ends it. It returns nil if that was nothing.
 func (d *Dialer) Probe(ctx context.Context, u *url.URL) error {
+	began := time.Now()
 	nc, err := d.dial(ctx, u)
 	if err != nil {
 		return Explain(u, err)
@@ -95,23 +98,32 @@ func (d *Dialer) Probe(ctx context.Context, u *url.URL) error {
 	}
 	stop := context.AfterFunc(ctx, func() { nc.Close() })
 	defer stop()
-	// With TLS 1.3 a server looks at it when we think that all is done. It sees then that
-	// we close, and closes as well, or says first what it has against us.
-	if err := t.CloseWrite(); err != nil {
+	// With TLS 1.3 a server looks at it when we think that all is done. As long as we say
+	// nothing, what it has against us is not lost. One that has nothing against us is
+	// silent, and closes when we do.
+	listen := 2*time.Since(began) + probeSilence
+	if err := t.SetReadDeadline(time.Now().Add(listen)); err != nil {
 		return Explain(u, err)
 	}
-	_, err = io.Copy(io.Discard, io.LimitReader(t.Conn, maxProbe))
-	switch {
-	case ctx.Err() != nil:
-		return Explain(u, context.Cause(ctx))
-	case err == nil, silent(err):
-		return nil
+	from := io.LimitReader(t.Conn, maxProbe)
+	_, err = io.Copy(io.Discard, from)
+	if errors.Is(err, os.ErrDeadlineExceeded) && ctx.Err() == nil {
+		if err = errors.Join(t.SetReadDeadline(time.Time{}), t.CloseWrite()); err == nil {
+			if _, err = io.Copy(io.Discard, from); err == nil || silent(err) && ctx.Err() == nil {
+				return nil
+			}
+		}
 	}
-	return Explain(u, err)
+	if ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	return Explain(u, cmp.Or(err, io.EOF)) // it closed before we did
 }
 
-// maxProbe is how much a server may say to somebody who asks nothing.
-const maxProbe = 64 << 10
+const (
+	maxProbe     = 64 << 10               // bytes that a server may say to somebody who asks nothing
+	probeSilence = 500 * time.Millisecond // how long one is listened to, beside twice the time that it took to connect
+)
 
 // Address is the host and port of a URL, with the port of its scheme if it has none.
 func Address(u *url.URL) string {
