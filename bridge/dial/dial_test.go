@@ -60,6 +60,18 @@ func listen(t *testing.T) net.Listener {
 	return ln
 }
 
+// nobody is an address at which nothing listens nor will: that of our end of a connection
+// to somebody.
+func nobody(t *testing.T, somebody string) string {
+	t.Helper()
+	nc, err := net.Dial("tcp", somebody)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { nc.Close() })
+	return nc.LocalAddr().String()
+}
+
 func echo(nc net.Conn) { _, _ = io.Copy(nc, nc) }
 
 // webEcho serves WebSocket at /mqtt with a query, and answers what it is told.
@@ -298,8 +310,7 @@ func TestRefusals(t *testing.T) {
 	defer web.Close()
 	chat := httptest.NewServer(webEcho("chat"))
 	defer chat.Close()
-	gone := listen(t)
-	gone.Close()
+	gone := nobody(t, plain)
 	only12 := w.config()
 	only12.MaxVersion = tls.VersionTLS12
 	old := "mqtts://" + serve(t, tls.NewListener(listen(t), only12), echo)
@@ -343,15 +354,15 @@ func TestRefusals(t *testing.T) {
 		{"no such path", Dialer{}, web.URL[:0] + "ws://" + at(web.URL) + "/nothing", []string{"has nothing at /nothing (404)"}},
 		{"a path that is refused", Dialer{}, "ws://" + at(web.URL) + "/mqtt?token=2", []string{"refuses WebSocket at /mqtt?token=2 (403)"}},
 		{"WebSocket for something else", Dialer{}, "ws://" + at(chat.URL) + "/mqtt?token=1", []string{"not for MQTT"}},
-		{"nobody there", Dialer{}, "mqtt://" + gone.Addr().String(), []string{"nothing listens at " + gone.Addr().String()}},
+		{"nobody there", Dialer{}, "mqtt://" + gone, []string{"nothing listens at " + gone}},
 		{"no such host", Dialer{}, "mqtt://nowhere.invalid:1883", []string{"nowhere.invalid"}},
 		{"a scheme that is none", Dialer{}, "http://127.0.0.1", []string{"write mqtt, mqtts, ws or wss"}},
 		{"proxy: password", Dialer{Proxy: through(&proxy{user: "a:b"}, "http")}, "mqtt://" + plain, []string{"does not let us in", "USER:PASSWORD"}},
 		{"proxy: forbidden", Dialer{Proxy: through(&proxy{code: 403}, "http")}, "mqtt://" + plain, []string{"does not allow connections to " + plain}},
-		{"proxy: does not get there", Dialer{Proxy: through(&proxy{}, "http")}, "mqtt://" + gone.Addr().String(), []string{"does not reach"}},
+		{"proxy: does not get there", Dialer{Proxy: through(&proxy{}, "http")}, "mqtt://" + gone, []string{"does not reach"}},
 		{"proxy: other", Dialer{Proxy: through(&proxy{code: 418}, "http")}, "mqtt://" + plain, []string{"it answered 418"}},
 		{"proxy: no TLS", Dialer{Proxy: through(&proxy{}, "https")}, "mqtt://" + plain, []string{"proxy"}},
-		{"proxy: nobody there", Dialer{Proxy: parse(t, "http://"+gone.Addr().String())}, "mqtt://" + plain, []string{"proxy: nothing listens"}},
+		{"proxy: nobody there", Dialer{Proxy: parse(t, "http://"+gone)}, "mqtt://" + plain, []string{"proxy: nothing listens"}},
 		{"proxy: no proxy", Dialer{Proxy: parse(t, "http://"+plain)}, "mqtt://" + plain, []string{"check that it is an HTTP proxy"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
