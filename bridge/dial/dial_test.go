@@ -642,7 +642,7 @@ func TestSmallRecords(t *testing.T) {
 					t.Fatalf("record %d is %q", i, got[6*i:6*i+6])
 				}
 			}
-			if reads >= records/2 {
+			if name == "whole" && reads >= records/2 { // how many pieces there are at a time is chance
 				t.Errorf("%d reads of %d records", reads, records)
 			}
 		})
