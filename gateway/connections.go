@@ -174,6 +174,8 @@ type spreading struct {
 	spread []spread        // the last one is what new messages go to
 	conns  [][]*connection // of each
 
+	handedOver func() // called before others go on with the sessions; may be nil
+
 	mu   sync.Mutex // guards what follows
 	live int        // place in conns of those that run
 }
@@ -191,6 +193,12 @@ func (s *spreading) current() []*connection {
 // latest are the connections that new messages are for.
 func (s *spreading) latest() []*connection { return s.conns[len(s.conns)-1] }
 
+// outboxesOf are those that new messages of a device go to.
+func (s *spreading) outboxesOf(device string) *bridge.Outboxes {
+	list := s.latest()
+	return &list[bridge.SpreadOver(len(list), device)].outboxes
+}
+
 // run runs the connections until ctx ends: first those from before, until nothing is
 // stored for them any more.
 func (s *spreading) run(ctx context.Context) error {
@@ -204,6 +212,9 @@ func (s *spreading) run(ctx context.Context) error {
 		}
 		if err := old.handOver(to); err != nil {
 			return err
+		}
+		if s.handedOver != nil {
+			s.handedOver()
 		}
 		for _, c := range s.conns[s.live] {
 			c.reader.Close()

@@ -25,6 +25,7 @@ type upstream struct {
 	name    string
 	mapper  *bridge.Mapper
 	way     *wayOut
+	taken   *bridge.Taken
 	publish publishFunc // on the local broker, which is made later
 }
 
@@ -32,7 +33,7 @@ type publishFunc func(context.Context, *localbroker.Message, buffer.Receipt) err
 
 // deliver publishes what came down on the local broker.
 func (u *upstream) deliver(ctx context.Context, m *bridge.Inbound, r buffer.Receipt) error {
-	name, ok := u.mapper.Local(m.Topic)
+	name, qos, ok := u.mapper.Local(m.Topic, m.QoS)
 	if !ok {
 		return fmt.Errorf("no rule is for the upstream topic %q", m.Topic)
 	}
@@ -41,9 +42,30 @@ func (u *upstream) deliver(ctx context.Context, m *bridge.Inbound, r buffer.Rece
 		return nil
 	}
 	return u.publish(ctx, &localbroker.Message{
-		Topic: name, Payload: m.Payload, Props: u.mapper.Mark(m.Props), QoS: m.QoS, Retain: m.Retain, Expiry: m.Expiry,
-		Received: time.Now(), Urgent: true, ClientID: fromUpstream,
+		Topic: name, Payload: m.Payload, Props: u.mapper.Mark(m.Props), QoS: qos, Retain: m.Retain, Expiry: m.Expiry,
+		Received: time.Now(), Urgent: true, ClientID: fromUpstream + u.name, Also: m.Copy,
 	}, r)
+}
+
+// close lets go of the outboxes.
+func (u *upstream) close() {
+	u.spreading.close()
+	if u.taken != nil {
+		u.taken.Close()
+	}
+}
+
+// forgetTaken removes what is known of messages that came down over bridges that are
+// not in the site file any more.
+func forgetTaken(c *config.Config, buf *buffer.Buffer) error {
+	var gone []*buffer.Outbox
+	for _, o := range buf.Outboxes() {
+		name, ok := bridge.TakenBy(o)
+		if ok && !slices.ContainsFunc(c.Bridges, func(b config.Bridge) bool { return b.Name == name }) {
+			gone = append(gone, o)
+		}
+	}
+	return buf.Remove(gone...)
 }
 
 // isCommand reports whether a local topic is that of a device's commands.
@@ -74,6 +96,12 @@ func openUpstream(c *config.Config, b *config.Bridge, buf *buffer.Buffer, log *s
 	}
 	if u.mapper, err = bridge.NewMapper(mo); err != nil {
 		return nil, err
+	}
+	if len(u.mapper.Filters()) > 0 {
+		if u.taken, err = bridge.OpenTaken(buf, b.Name); err != nil {
+			return nil, err
+		}
+		u.handedOver = u.taken.Rewind
 	}
 	for _, s := range u.spread {
 		list := make([]*connection, len(s.connections))
@@ -113,8 +141,8 @@ func (u *upstream) open(c *config.Config, b *config.Bridge, k, of int, out bridg
 	if k == 0 {
 		o.Canary, _ = u.mapper.UpstreamTopic(c.Gateway.ID, "canary") // without a topic there is none
 		o.Presence = presence(c, u.mapper, buf)
-		if filters := u.mapper.Filters(); len(filters) > 0 {
-			o.Down = &bridge.Downward{Filters: filters, Deliver: u.deliver}
+		if u.taken != nil {
+			o.Down = &bridge.Downward{Filters: u.mapper.Filters(), Deliver: u.deliver, Taken: u.taken}
 		}
 	}
 	if !b.Password.IsZero() {
