@@ -2,6 +2,8 @@ package bridge
 
 import (
 	"context"
+	"fmt"
+	"math/rand/v2"
 	"strings"
 	"testing"
 	"time"
@@ -106,4 +108,73 @@ func TestHandOverOfNothing(t *testing.T) {
 			t.Errorf("there is a session: %v", err)
 		}
 	})
+}
+
+// What comes down with QoS 2 comes once also when the session is handed over in between,
+// with the connection cut anywhere.
+func TestDownOverHandOvers(t *testing.T) {
+	for seed := range uint64(30) {
+		k := &taker{}
+		o := Options{Backoff: Backoff{First: 100 * time.Millisecond, Max: 100 * time.Millisecond}}
+		rnd := rand.New(rand.NewPCG(seed, 3))
+		var scripts []upstreamtest.Script
+		for range 20 {
+			var s upstreamtest.Script
+			if rnd.IntN(2) == 0 {
+				s.CutSent = 11 + rnd.IntN(150)
+			} else {
+				s.CutReceived = 60 + rnd.IntN(60)
+			}
+			scripts = append(scripts, s)
+		}
+		run(t, fmt.Sprint("seed ", seed), o, func(t *testing.T, r *rig) {
+			k.remember(r)
+			defer func() { k.taken.Close() }()
+			begin := func() {
+				o.Down = k.down(Filter{"#", 2})
+				r.make("again", o)
+				r.start()
+			}
+			begin()
+			handed := 0
+			handOver := func() {
+				t.Helper()
+				r.halt()
+				r.up.Cut()
+				handed++
+				other, err := OpenOutboxes(r.buffer, fmt.Sprint("bridge/test/0@", handed))
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := HandOver(r.out, other); err != nil {
+					t.Fatal(err)
+				}
+				k.taken.Rewind()
+				r.reader.Close()
+				r.out = other
+				if r.reader, err = r.buffer.Reader(other[:]...); err != nil {
+					t.Fatal(err)
+				}
+				begin()
+			}
+			r.until("connected", func() bool { return r.bridge.Status().Connected })
+			for i := range 40 {
+				send(r, 2, fmt.Sprint(i))
+				if i%7 == 6 {
+					handOver()
+				}
+				time.Sleep(20 * time.Millisecond)
+			}
+			r.until("all answered", func() bool { return r.up.Unanswered() == 0 })
+			times := map[string]int{}
+			for _, p := range k.payloads() {
+				times[p]++
+			}
+			for i := range 40 {
+				if n := times[fmt.Sprint(i)]; n != 1 {
+					t.Errorf("%d came %d times", i, n)
+				}
+			}
+		}, append(scripts, upstreamtest.Script{})...)
+	}
 }
