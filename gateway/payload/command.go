@@ -2,6 +2,7 @@ package payload
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -39,10 +40,11 @@ const (
 //	{"id":"req-2","action":"read","points":["setpoint"]}
 //	{"id":"req-3","action":"recalibrate"}
 //
-// With an error, the command has an id if that could be read. Keys it does not know
-// are passed over.
+// With an error, the command has an id if that could be read, wherever it stands. Keys
+// it does not know are passed over.
 func ParseCommand(p []byte) (Command, error) {
 	var c Command
+	var wrong error // the first; what stands behind it is read all the same
 	err := object(p, "the command", func(d *json.Decoder, key string) (err error) {
 		switch key {
 		case "id":
@@ -54,8 +56,10 @@ func ParseCommand(p []byte) (Command, error) {
 		default:
 			return c.argument(d, key)
 		}
-		return err
+		wrong = cmp.Or(wrong, err)
+		return nil
 	})
+	err = cmp.Or(wrong, err)
 	switch {
 	case err != nil:
 		return c, err
@@ -71,10 +75,12 @@ func ParseCommand(p []byte) (Command, error) {
 //	{"id":8,"method":"read","params":{"points":["setpoint"]},"replyTo":"responses/app-1"}
 //	{"id":9,"method":"getConfig","replyTo":"responses/app-1"}
 //
-// The params of a write may also be {"values":{…}}.
+// The params of a write may also be {"values":{…}}. With an error, the call has a
+// ReplyTo if that could be read.
 func ParseCall(p []byte) (Command, error) {
 	var c Command
 	var params json.RawMessage
+	var wrong error // the first
 	err := object(p, "the call", func(d *json.Decoder, key string) (err error) {
 		switch key {
 		case "id":
@@ -90,8 +96,10 @@ func ParseCall(p []byte) (Command, error) {
 		default:
 			return skip(d)
 		}
-		return err
+		wrong = cmp.Or(wrong, err)
+		return nil
 	})
+	err = cmp.Or(wrong, err)
 	switch {
 	case err != nil:
 		return c, err
@@ -195,7 +203,7 @@ func (c *Command) id(d *json.Decoder) error {
 	case raw[0] == '-' || raw[0] >= '0' && raw[0] <= '9':
 		s = string(raw)
 	default:
-		return errors.New(`id: is a text, as "req-1"`)
+		return errors.New(`id: is a text or a number, as "req-1"`)
 	}
 	c.ID, c.RawID = s, raw
 	return nil

@@ -54,7 +54,7 @@ func TestParseCommand(t *testing.T) {
 		{`[1]`, `error the command: is no JSON object`},
 		{`{"id":"r","action":"read"}{}`, `error the command is followed by something else`},
 		{`{"id":"r","id":"s","action":"read"}`, `error id: is there twice`},
-		{`{"id":{},"action":"read"}`, `error id: is a text, as "req-1"`},
+		{`{"id":{},"action":"read"}`, `error id: is a text or a number, as "req-1"`},
 		{`{"id":"","action":"read"}`, `error id: is empty`},
 		{`{"id":"` + strings.Repeat("x", 300) + `","action":"read"}`, `error id: is longer than 256 bytes`},
 		{`{"id":"r"}`, `error action: is missing; it is "write", "read" or an action of the device's profile`},
@@ -77,6 +77,9 @@ func TestParseCommand(t *testing.T) {
 	if c, err := ParseCommand([]byte(`{"id":"r","action":"write"}`)); err == nil || c.ID != "r" {
 		t.Errorf("a command that is wrong has id %q and error %v", c.ID, err)
 	}
+	if c, err := ParseCommand([]byte(`{"action":5,"id":"r"}`)); err == nil || c.ID != "r" {
+		t.Errorf("a command with an id behind what is wrong has id %q and error %v", c.ID, err)
+	}
 }
 
 func TestParseCall(t *testing.T) {
@@ -95,6 +98,17 @@ func TestParseCall(t *testing.T) {
 	} {
 		if got := show(ParseCall([]byte(tt.text))); got != tt.want {
 			t.Errorf("%s\n got %s\nwant %s", tt.text, got, tt.want)
+		}
+	}
+	// Who is wrong is to be told so.
+	for _, text := range []string{
+		`{"id":null,"method":"read","replyTo":"responses/a"}`,
+		`{"id":1,"method":5,"replyTo":"responses/a"}`,
+		`{"id":1,"method":"read","params":[1],"replyTo":"responses/a"}`,
+		`{"id":1,"method":"read","expires":5,"replyTo":"responses/a"}`,
+	} {
+		if c, err := ParseCall([]byte(text)); err == nil || c.ReplyTo != "responses/a" {
+			t.Errorf("%s has error %v and is to be answered on %q", text, err, c.ReplyTo)
 		}
 	}
 }
