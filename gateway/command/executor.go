@@ -131,7 +131,7 @@ func (b *batch) end(ctx context.Context) error {
 func (b *batch) add(r *Request, res *adapters.Result, remember bool, before ...Event) {
 	a := Answer{Request: r, Status: res.Status, Bytes: b.o.Encode(r, res)}
 	b.events = append(append(b.events, before...), b.event("answered", r, func(e *Event) { e.Result = res }))
-	if remember && r.ID != "" {
+	if remember && r.known() {
 		b.records = append(b.records, Record{Key: r.Key, State: Answered, Digest: r.Digest(), Answer: a.Bytes})
 	}
 	b.answers = append(b.answers, a)
@@ -156,7 +156,7 @@ func (e *Executor) write(ctx context.Context, events []Event, records ...Record)
 
 // process answers a request, or runs it.
 func (e *Executor) process(ctx context.Context, b *batch, d *Device, r *Request) error {
-	if r.ID != "" {
+	if r.known() {
 		known, there, err := e.o.Journal.Find(r.Key, r.Old)
 		switch {
 		case err != nil:

@@ -78,6 +78,9 @@ func TestCommands(t *testing.T) {
 			return []*Request{write("1", "a", 1), write("1", "a", 1), write("1", "a", 2), asks("2", "dance"), asks("2", "dance")}
 		}, told: []string{"1 executed a=1", "1 executed a=1", "1 rejected: id: 1 was that of another command; give each its own",
 			"2 rejected: action: the device d has no action dance; there are write, read, cycle", "2 rejected: action: the device d has no action dance; there are write, read, cycle"}, writes: "a=1"},
+		{name: "a read under an id that was used is made anew", all: func() []*Request {
+			return []*Request{asks("1", Read, "a"), write("2", "a", 1), asks("1", Read, "a"), asks("1", Read, "b"), asks("2", Read, "a"), write("1", "a", 2)}
+		}, told: []string{"1 executed a=0", "2 executed a=1", "1 executed a=1", "1 executed b=0", "2 executed a=1", "1 executed a=2"}, writes: "a=1 a=2"},
 		{name: "ids are the issuer's", all: func() []*Request {
 			other := write("1", "a", 2)
 			other.Issuer = "j"

@@ -5,7 +5,8 @@
 // in a [Journal]: it is started, durably, before the first byte goes to the device, and
 // answered. A command that is started and not answered when the process begins is
 // never run again; its answer is that nobody knows, with what the device says now.
-// Answers are remembered, and repeated for a command that comes again.
+// Answers are remembered, and repeated for a command that comes again. What only asks
+// is asked again.
 //
 // The package knows no topic, no payload and no broker, and keeps nothing on disk but
 // the [Log], in which stands what was asked for, by whom, and what came of it.
@@ -48,6 +49,12 @@ type Request struct {
 }
 
 func (r *Request) age(now time.Time) time.Duration { return r.Age + now.Sub(r.at) }
+
+// known reports whether the request is known again by its id. One that only asks is not:
+// it may be carried out twice, and values of yesterday are no answer to it.
+func (r *Request) known() bool {
+	return r.ID != "" && r.Command.Action != Read && r.Command.Action != GetConfig
+}
 
 // Issuer says who a command is from.
 type Issuer struct {
