@@ -4,10 +4,12 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"math/bits"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/fieldferry/fieldferry/adapters"
@@ -140,7 +142,11 @@ func (p *Point) flags(v adapters.Value) (set, mask uint64, err error) {
 	for i, name := range names {
 		at := slices.IndexFunc(p.Bits, func(b Bit) bool { return b.Name == name })
 		if at < 0 {
-			return 0, 0, fmt.Errorf("has no bit %s", name)
+			known := make([]string, 0, len(p.Bits))
+			for _, b := range p.Bits {
+				known = append(known, b.Name)
+			}
+			return 0, 0, fmt.Errorf("has no bit %s; there are %s", name, shorten(known))
 		}
 		mask |= 1 << p.Bits[at].Bit
 		set |= on >> i & 1 << p.Bits[at].Bit
@@ -165,7 +171,10 @@ func (p *Point) number(c *converter, v adapters.Value, exp int) (uint64, error) 
 		v = adapters.Int64(i)
 	}
 	f, ok := v.Float64()
-	if !ok || v.Kind() == adapters.KindBool {
+	switch {
+	case v.Kind() == adapters.KindString:
+		return 0, fmt.Errorf("takes a number, not the text %q", v.Text())
+	case !ok || v.Kind() == adapters.KindBool:
 		return 0, fmt.Errorf("takes a number, not %s", v)
 	}
 	if err := p.allowed(f); err != nil {
@@ -197,14 +206,31 @@ func (p *Point) enumerated(v adapters.Value) (int64, error) {
 		if _, there := p.Enum[i]; there {
 			return i, nil
 		}
-		return 0, fmt.Errorf("%s is none of its values", v)
+		return 0, p.notNamed(v)
 	}
 	for i, name := range p.Enum {
 		if name == v.Text() {
 			return i, nil
 		}
 	}
-	return 0, fmt.Errorf("%s is none of its values", v)
+	return 0, p.notNamed(v)
+}
+
+func (p *Point) notNamed(v adapters.Value) error {
+	names := make([]string, 0, len(p.Enum))
+	for _, i := range slices.Sorted(maps.Keys(p.Enum)) {
+		names = append(names, p.Enum[i])
+	}
+	return fmt.Errorf("%s is none of its values: %s", v, shorten(names))
+}
+
+// shorten lists what there is, as far as a sentence has room.
+func shorten(names []string) string {
+	const most = 16
+	if len(names) > most {
+		names = append(slices.Clip(names[:most]), "…")
+	}
+	return strings.Join(names, ", ")
 }
 
 // rawNumber returns the bits of a number in the type of a point. Integers are not
