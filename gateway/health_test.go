@@ -126,3 +126,24 @@ func TestControlSocket(t *testing.T) {
 		t.Errorf("%+v, %v", r, err)
 	}
 }
+
+// The word Bearer may be written in any case, RFC 9110 §11.1.
+func TestTokenScheme(t *testing.T) {
+	c := site(t, `
+gateway: {id: gw-1, data_dir: %q}
+http: {listen: "127.0.0.1:0", tokens: {viewer: look}}
+broker: {listeners: [{name: main, listen: "127.0.0.1:0"}]}
+`, t.TempDir())
+	for header, want := range map[string]struct{ may, wrong bool }{
+		"Bearer look": {may: true}, "bearer look": {may: true}, "bearer hook": {wrong: true}, "Basic look": {}, "look": {}, "": {},
+	} {
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "/health", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("Authorization", header)
+		if may, err := authorized(r, &c.HTTP.Tokens); may != want.may || (err != nil) != want.wrong {
+			t.Errorf("%q: %t, %v", header, may, err)
+		}
+	}
+}

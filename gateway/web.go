@@ -153,7 +153,8 @@ func writeJSON(w http.ResponseWriter, code int, v any) {
 // authorized reports whether a request may see details. One with a wrong token is an
 // error: whoever sends one believes that it is right.
 func authorized(r *http.Request, tokens *config.Tokens) (bool, error) {
-	shown, sent := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+	scheme, shown, _ := strings.Cut(r.Header.Get("Authorization"), " ")
+	sent := strings.EqualFold(scheme, "Bearer") // RFC 9110 §11.1
 	none, match := true, false
 	for _, t := range []config.Secret{tokens.Viewer, tokens.Operator, tokens.Admin} {
 		if t.IsZero() {
@@ -161,7 +162,7 @@ func authorized(r *http.Request, tokens *config.Tokens) (bool, error) {
 		}
 		none = false
 		want, err := t.Read()
-		if err == nil && want != "" && subtle.ConstantTimeCompare([]byte(want), []byte(shown)) == 1 {
+		if sent && err == nil && want != "" && subtle.ConstantTimeCompare([]byte(want), []byte(shown)) == 1 {
 			match = true
 		}
 	}
