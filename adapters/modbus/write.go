@@ -58,7 +58,11 @@ func (d *Device) point(name string) (*Point, error) {
 			return &d.Points[i], nil
 		}
 	}
-	return nil, fmt.Errorf("the device %s has no point %s", d.Device.Name, name)
+	names := make([]string, 0, len(d.Points))
+	for i := range d.Points {
+		names = append(names, d.Points[i].Point.Name)
+	}
+	return nil, fmt.Errorf("the device %s has no point %s; there are %s", d.Device.Name, name, shorten(names))
 }
 
 // pulse is what ends a pulse.

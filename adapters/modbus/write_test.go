@@ -351,7 +351,7 @@ func TestCheckBeforeWriting(t *testing.T) {
 		{"dev", set("power", adapters.Int(20)), ""},
 		{"dev", set("setpoint", adapters.Int(40)), "setpoint: 40 is above its limit 30"},
 		{"dev", set("setpoint", adapters.String("x")), `setpoint: takes a number, not the text "x"`},
-		{"dev", set("nothing", adapters.Int(1)), "the device dev has no point nothing"},
+		{"dev", set("nothing", adapters.Int(1)), "the device dev has no point nothing; there are "},
 		{"dev", set("pump", adapters.Bool(false)), "pump: is to be written twice"},
 		{"other", set("pump", adapters.Bool(false)), "there is no device other"},
 		{"dev", nil, "there is nothing to write"},

@@ -141,7 +141,7 @@ var fileName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._@ -]{0,63}$`)
 
 func checkFileName(name string) error {
 	if !fileName.MatchString(name) || name == "ca" {
-		return usageError{fmt.Errorf("%q cannot be the name: write up to 64 letters, digits and . _ @ -, and not \"ca\"", name)}
+		return usageError{fmt.Errorf("%q cannot be the name: write up to 64 letters, digits, spaces and . _ @ -, and not \"ca\"", name)}
 	}
 	return nil
 }

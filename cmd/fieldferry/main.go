@@ -11,9 +11,12 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"strconv"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 // version is set by the Makefile.
@@ -43,7 +46,7 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	root.SetIn(stdin)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	err := root.ExecuteContext(context.Background())
+	cmd, err := root.ExecuteContextC(context.Background())
 	var usage usageError
 	switch {
 	case err == nil:
@@ -51,7 +54,11 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	case errors.Is(err, errNo):
 		return exitNo
 	case errors.As(err, &usage):
-		fmt.Fprintf(stderr, "fieldferry: %v\nRun 'fieldferry --help' for the commands.\n", err)
+		about := "how it is used"
+		if cmd.HasSubCommands() {
+			about = "the commands"
+		}
+		fmt.Fprintf(stderr, "fieldferry: %v\nRun '%s --help' for %s.\n", err, cmd.CommandPath(), about)
 		return exitUsage
 	}
 	fmt.Fprintf(stderr, "fieldferry: %v\n", err)
@@ -86,7 +93,7 @@ then 'fieldferry check FILE' and 'fieldferry run FILE'.`,
 		},
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{flagError(err)} })
 	root.AddCommand(runCommand(), checkCommand(), demoCommand(), tailCommand(), pubCommand(), bufferCommand(), passwdCommand(), certsCommand(), planCommand(), readCommand(), writeCommand(), scanCommand(), simulateCommand(), statusCommand(), versionCommand())
 	return root
 }
@@ -99,14 +106,32 @@ func suggestion(cmd *cobra.Command, word string) string {
 	return ""
 }
 
-// args makes what cobra says of arguments an error in usage.
+// args makes what cobra says of arguments an error in usage that says which are meant.
 func args(check cobra.PositionalArgs) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
-		if err := check(cmd, args); err != nil {
-			return usageError{fmt.Errorf("%s: %w", cmd.CommandPath(), err)}
+		err := check(cmd, args)
+		if err == nil {
+			return nil
 		}
-		return nil
+		if _, takes, any := strings.Cut(cmd.Use, " "); any && !cmd.HasSubCommands() {
+			err = fmt.Errorf("write it as %s %s", cmd.CommandPath(), takes)
+		}
+		return usageError{fmt.Errorf("%s: %w", cmd.CommandPath(), err)}
 	}
+}
+
+// flagError says what is wrong with the value of a flag without naming what parses it.
+func flagError(err error) error {
+	var n *strconv.NumError
+	var flag *pflag.InvalidValueError
+	if !errors.As(err, &n) || !errors.As(err, &flag) {
+		return err
+	}
+	what := "is no number"
+	if errors.Is(n, strconv.ErrRange) {
+		what = "is beyond what it can be"
+	}
+	return fmt.Errorf("--%s: %q %s", flag.GetFlag().Name, flag.GetValue(), what)
 }
 
 func versionCommand() *cobra.Command {

@@ -43,7 +43,7 @@ func siteDevice(c *config.Config, name string) (modbus.Config, error) {
 		if a.Modbus == nil {
 			for j := range a.Devices {
 				if a.Devices[j].ID == name {
-					return modbus.Config{}, fmt.Errorf("the device %s is no Modbus device", name)
+					return modbus.Config{}, fmt.Errorf("the device %s is no Modbus device; 'fieldferry tail devices/%s/#' shows what it publishes", name, name)
 				}
 			}
 			continue
@@ -174,6 +174,8 @@ func explainModbus(err error) error {
 	case code == 4, code == 5, code == 6:
 		hint = "it is not able to at the moment: try again"
 	case code != 0:
+	case strings.Contains(err.Error(), "gateway target"), strings.Contains(err.Error(), "gateway path"):
+		hint = "a gateway says so, and the device said nothing: check the unit (--unit); 'fieldferry scan modbus' finds those that there are"
 	case strings.Contains(err.Error(), "timed out"), strings.Contains(err.Error(), "timeout"):
 		hint = "nothing came: check the unit (--unit), the baud rate and parity of a line, or give it longer (--timeout)"
 	}

@@ -233,6 +233,9 @@ func (r *reading) plain(ctx context.Context, client *modbus.Client, out io.Write
 		if int(r.count)*size > 125 {
 			return usageError{fmt.Errorf("%d values take %d registers, and a request can ask for 125; give a smaller --count", r.count, int(r.count)*size)}
 		}
+		if last := int(r.start) + int(r.count)*size - 1; last > 65535 {
+			return usageError{fmt.Errorf("they would end at %d, and the last address is 65535", last)}
+		}
 		b, err := client.Registers(ctx, r.unit, r.table, r.start, r.count*uint16(size))
 		if err != nil {
 			return explainModbus(err)
