@@ -45,6 +45,7 @@ type Counter interface {
 // Stats are counts since the link was made.
 type Stats struct {
 	Connected bool
+	LastError string // why it could not connect when it last tried; "" if it could
 	Connects  uint64 // connections made
 	Polls     uint64 // polls of one device and rate
 	Failed    uint64 // polls that were not answered at all

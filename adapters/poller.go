@@ -81,6 +81,7 @@ type Poller struct {
 	ended   chan struct{} // closed when Run ends
 
 	connected               atomic.Bool
+	lastError               atomic.Pointer[string] // of connecting; nil is none
 	connects, polls, failed atomic.Uint64
 	skipped, refused        atomic.Uint64
 	online, offline         atomic.Int64
@@ -335,6 +336,8 @@ func (p *Poller) connect(ctx context.Context) {
 		return
 	}
 	if err != nil {
+		text := err.Error()
+		p.lastError.Store(&text)
 		p.reopenAt = p.now() + p.reopen.next()
 		if !p.down {
 			p.down = true
@@ -344,6 +347,7 @@ func (p *Poller) connect(ctx context.Context) {
 	}
 	p.isOpen = true
 	p.connected.Store(true)
+	p.lastError.Store(nil)
 	p.connects.Add(1)
 	p.reopen.reset()
 	if !p.down {

@@ -65,6 +65,7 @@ type AdapterState struct {
 // LinkCounts are the counts of a link.
 type LinkCounts struct {
 	Connected bool   `json:"connected"`
+	LastError string `json:"lastError,omitempty"` // why it could not connect
 	Connects  uint64 `json:"connects"`
 	Polls     uint64 `json:"polls"`
 	Failed    uint64 `json:"failed"`  // polls that were not answered
@@ -141,7 +142,7 @@ func (g *Gateway) Status(ctx context.Context) (*Status, error) {
 		a := AdapterState{Name: l.String()}
 		if counter, ok := l.(adapters.Counter); ok {
 			n := counter.Stats()
-			a.LinkCounts = &LinkCounts{n.Connected, n.Connects, n.Polls, n.Failed, n.Skipped, n.Refused, n.Online, n.Offline}
+			a.LinkCounts = &LinkCounts{n.Connected, n.LastError, n.Connects, n.Polls, n.Failed, n.Skipped, n.Refused, n.Online, n.Offline}
 		}
 		s.Adapters = append(s.Adapters, a)
 	}

@@ -151,13 +151,19 @@ func printStatus(to io.Writer, s *gateway.Status, now time.Time) error {
 			text = fmt.Sprintf("%s; %d polls, %d failed, %d late; %d online, %d offline", how, n.Polls, n.Failed, n.Late, n.Online, n.Offline)
 		}
 		fmt.Fprintf(w, "adapter\t%s\t%s\n", a.Name, text)
+		if n := a.LinkCounts; n != nil && !n.Connected && n.LastError != "" {
+			fmt.Fprintf(w, "\t\t%s\n", n.LastError)
+		}
 	}
 	for _, d := range s.Devices {
 		text := d.State
 		if d.Reason != "" && d.State != "online" {
 			text += ": " + d.Reason
 		}
-		fmt.Fprintf(w, "device\t%s\t%s %s; %d readings, last %s\n", d.ID, text, forHowLong(d.Since, now), d.Readings, ago(d.Last, now))
+		if d.Since != nil {
+			text += " " + forHowLong(d.Since, now)
+		}
+		fmt.Fprintf(w, "device\t%s\t%s; %d readings, last %s\n", d.ID, text, d.Readings, ago(d.Last, now))
 	}
 	f := &s.Buffer
 	fmt.Fprintf(w, "buffer\t%.1f MB\t%s; %d rejected\n", float64(f.DiskBytes)/1e6, ledgerText(&f.Ledger), f.Rejected)
