@@ -4,7 +4,9 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"os"
+	"syscall"
 	"time"
 
 	"github.com/eclipse/paho.golang/packets"
@@ -19,6 +21,9 @@ func (c *conn) read() error {
 		if err != nil {
 			if errors.Is(err, os.ErrDeadlineExceeded) {
 				return fmt.Errorf("no sign of life from the upstream for %v", c.line.silence)
+			}
+			if errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) {
+				return fmt.Errorf("the upstream closed the connection and did not say why; its log says more: %w", err)
 			}
 			return fmt.Errorf("receive: %w", err)
 		}
