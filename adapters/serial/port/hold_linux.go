@@ -1,4 +1,4 @@
-package modbus
+package port
 
 import (
 	"errors"
@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"os/user"
+	"slices"
 	"strconv"
 	"syscall"
 	"time"
@@ -87,4 +88,29 @@ func portError(path string, err error) error {
 		return fmt.Errorf("%s: %w; it may be no serial port", path, err)
 	}
 	return err
+}
+
+// setHeldBaud changes the rate of a port that is open: it is the port's, whichever
+// descriptor it is set through.
+func setHeldBaud(hold io.Closer, baud int) (done bool, err error) {
+	fd := int(hold.(*os.File).Fd())
+	t, err := unix.IoctlGetTermios(fd, unix.TCGETS)
+	if err != nil {
+		return true, fmt.Errorf("%w: %w", ErrGone, err)
+	}
+	rate := baudBits[slices.Index(Rates, baud)]
+	t.Cflag = t.Cflag&^(unix.CBAUD|unix.CBAUDEX) | rate
+	t.Ispeed, t.Ospeed = rate, rate
+	if err := unix.IoctlSetTermios(fd, unix.TCSETS, t); err != nil {
+		return true, fmt.Errorf("cannot change to %d baud: %w", baud, err)
+	}
+	return true, nil
+}
+
+// baudBits are those of the Rates.
+var baudBits = []uint32{
+	unix.B50, unix.B75, unix.B110, unix.B134, unix.B150, unix.B200, unix.B300, unix.B600, unix.B1200, unix.B1800, unix.B2400,
+	unix.B4800, unix.B9600, unix.B19200, unix.B38400, unix.B57600, unix.B115200, unix.B230400, unix.B460800, unix.B500000,
+	unix.B576000, unix.B921600, unix.B1000000, unix.B1152000, unix.B1500000, unix.B2000000, unix.B2500000, unix.B3000000,
+	unix.B3500000, unix.B4000000,
 }

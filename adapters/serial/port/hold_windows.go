@@ -1,6 +1,4 @@
-//go:build !linux
-
-package modbus
+package port
 
 import (
 	"errors"
@@ -20,3 +18,6 @@ func holdPort(_ string, r *RS485) (io.Closer, error) {
 }
 
 func portError(_ string, err error) error { return err }
+
+// setHeldBaud cannot do so: the port has to be opened anew.
+func setHeldBaud(io.Closer, int) (done bool, err error) { return false, nil }
