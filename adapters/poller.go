@@ -38,8 +38,9 @@ type Answer struct {
 
 // PollerOptions are the choices of a poller. The zero value works.
 type PollerOptions struct {
-	Retries int          // more attempts at a poll that failed, of a device that was well before
-	Log     *slog.Logger // nil discards
+	Retries   int           // more attempts at a poll that failed, of a device that was well before
+	ReopenMax time.Duration // between two attempts to connect; 0 is 5 s
+	Log       *slog.Logger  // nil discards
 }
 
 // The rules of going offline and of trying again.
@@ -112,12 +113,15 @@ func NewPoller(name string, bus Bus, o PollerOptions) *Poller {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
+	if o.ReopenMax == 0 {
+		o.ReopenMax = openMax
+	}
 	return &Poller{
 		name:    name,
 		bus:     bus,
 		retries: o.Retries,
 		log:     o.Log.With("link", name),
-		reopen:  backoff{first: openFirst, max: openMax},
+		reopen:  backoff{first: openFirst, max: o.ReopenMax},
 		errands: make(chan *errand),
 		ended:   make(chan struct{}),
 	}

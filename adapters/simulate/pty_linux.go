@@ -63,6 +63,20 @@ func (p *PTY) makeRaw() error {
 func (p *PTY) Read(b []byte) (int, error)  { return p.master.Read(b) }
 func (p *PTY) Write(b []byte) (int, error) { return p.master.Write(b) }
 
+// Baud is the rate that the port is set to.
+func (p *PTY) Baud() int {
+	t, err := unix.IoctlGetTermios(int(p.slave.Fd()), unix.TCGETS)
+	if err != nil {
+		return 0
+	}
+	return bauds[t.Cflag&(unix.CBAUD|unix.CBAUDEX)]
+}
+
+var bauds = map[uint32]int{
+	unix.B300: 300, unix.B600: 600, unix.B1200: 1200, unix.B2400: 2400, unix.B4800: 4800, unix.B9600: 9600, unix.B19200: 19200,
+	unix.B38400: 38400, unix.B57600: 57600, unix.B115200: 115200, unix.B230400: 230400, unix.B460800: 460800, unix.B921600: 921600,
+}
+
 // Close takes the line away. Whoever has the port open gets errors.
 func (p *PTY) Close() error {
 	var errs []error

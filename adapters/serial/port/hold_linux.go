@@ -37,8 +37,17 @@ func holdPort(path string, r *RS485) (io.Closer, error) {
 			return nil, fmt.Errorf("%s: its driver cannot switch the direction of an RS485 line; leave rs485 out if the adapter does so itself: %w", path, err)
 		}
 	}
-	return f, nil
+	return &held{f, fd}, nil
 }
+
+// held is a second descriptor of a port.
+type held struct {
+	*os.File
+	fd int
+}
+
+// heldPolls says that awaitHeld waits.
+const heldPolls = true
 
 // serialRS485 is struct serial_rs485 of linux/serial.h.
 type serialRS485 struct {
@@ -93,7 +102,7 @@ func portError(path string, err error) error {
 // setHeldBaud changes the rate of a port that is open: it is the port's, whichever
 // descriptor it is set through.
 func setHeldBaud(hold io.Closer, baud int) (done bool, err error) {
-	fd := int(hold.(*os.File).Fd())
+	fd := hold.(*held).fd
 	t, err := unix.IoctlGetTermios(fd, unix.TCGETS)
 	if err != nil {
 		return true, fmt.Errorf("%w: %w", ErrGone, err)
@@ -113,4 +122,24 @@ var baudBits = []uint32{
 	unix.B4800, unix.B9600, unix.B19200, unix.B38400, unix.B57600, unix.B115200, unix.B230400, unix.B460800, unix.B500000,
 	unix.B576000, unix.B921600, unix.B1000000, unix.B1152000, unix.B1500000, unix.B2000000, unix.B2500000, unix.B3000000,
 	unix.B3500000, unix.B4000000,
+}
+
+// awaitHeld waits until there is something to read or to know, or for a while.
+func awaitHeld(hold io.Closer, d time.Duration) bool {
+	fds := []unix.PollFd{{Fd: int32(hold.(*held).fd), Events: unix.POLLIN}}
+	for until := time.Now().Add(d); ; {
+		n, err := unix.Poll(fds, max(0, int(time.Until(until)/time.Millisecond)))
+		if !errors.Is(err, unix.EINTR) {
+			return n != 0 // an error too: the read says which
+		}
+	}
+}
+
+// heldWaiting is how many bytes the kernel has for us.
+func heldWaiting(hold io.Closer) int {
+	n, err := unix.IoctlGetInt(hold.(*held).fd, unix.TIOCINQ)
+	if err != nil {
+		return 0
+	}
+	return n
 }

@@ -3,6 +3,7 @@ package port
 import (
 	"errors"
 	"io"
+	"time"
 )
 
 type noHold struct{}
@@ -21,3 +22,12 @@ func portError(_ string, err error) error { return err }
 
 // setHeldBaud cannot do so: the port has to be opened anew.
 func setHeldBaud(io.Closer, int) (done bool, err error) { return false, nil }
+
+// heldPolls says that awaitHeld does not wait.
+const heldPolls = false
+
+// awaitHeld leaves the waiting to the read itself.
+func awaitHeld(io.Closer, time.Duration) bool { return true }
+
+// heldWaiting does not know.
+func heldWaiting(io.Closer) int { return 0 }

@@ -43,6 +43,7 @@ type serialPort struct {
 	writer   sync.WaitGroup
 	failed   error // set before chunks is closed
 	lost     atomic.Uint64
+	taking   atomic.Bool // what is no longer the kernel's may not be in chunks yet
 	pending  []byte
 	timer    *time.Timer
 	sent     time.Time // when all that was written has left the line
@@ -87,13 +88,19 @@ func (p *serialPort) readAll() {
 	atOnce := 0
 	for {
 		began := time.Now()
-		n, err := p.port.Read(buf)
+		var n int
+		var err error
+		if awaitHeld(p.hold, serialWait) {
+			p.taking.Store(heldPolls)
+			n, err = p.port.Read(buf)
+		}
 		switch {
 		case n > 0:
 			atOnce = 0
 			if !p.pass(slices.Clone(buf[:n])) {
 				return
 			}
+			p.taking.Store(false)
 			if p.settings.Gather > 0 && n < chunkSize/4 && !p.gather() {
 				return
 			}
@@ -101,6 +108,7 @@ func (p *serialPort) readAll() {
 			if atOnce++; time.Since(began) >= serialGone {
 				atOnce = 0
 			}
+			p.taking.Store(false)
 			if atOnce >= goneAfter {
 				p.failed = ErrGone
 				return
@@ -151,22 +159,37 @@ func (p *serialPort) overruns() uint64 { return p.lost.Load() }
 func (p *serialPort) Read(b []byte, until time.Time) (int, error) {
 	if len(p.pending) == 0 {
 		p.timer.Reset(time.Until(until))
-		select {
-		case chunk, ok := <-p.chunks:
-			if !ok {
-				if p.failed == nil {
-					return 0, ErrGone
+		for len(p.pending) == 0 {
+			select {
+			case chunk, ok := <-p.chunks:
+				if !ok {
+					return 0, p.gone()
 				}
-				return 0, p.failed
+				p.pending = chunk
+			case <-p.timer.C:
+				if p.silent() || time.Since(until) > serialWait {
+					return 0, nil
+				}
+				p.timer.Reset(time.Millisecond) // it came in time, and the reader is late
 			}
-			p.pending = chunk
-		case <-p.timer.C:
-			return 0, nil
 		}
 	}
 	n := copy(b, p.pending)
 	p.pending = p.pending[n:]
 	return n, nil
+}
+
+func (p *serialPort) gone() error {
+	if p.failed == nil {
+		return ErrGone
+	}
+	return p.failed
+}
+
+// silent reports whether nothing is on its way from the kernel. On a busy machine
+// that is not the same as that nothing has arrived here.
+func (p *serialPort) silent() bool {
+	return heldWaiting(p.hold) == 0 && !p.taking.Load() && len(p.chunks) == 0
 }
 
 // Write writes from another goroutine, as the library's writes know no deadline
