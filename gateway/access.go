@@ -49,7 +49,7 @@ func Check(c *config.Config) []config.Problem {
 			}
 		}
 	}
-	return append(problems, idleDeadbands(c)...)
+	return slices.Concat(problems, serialProblems(c), idleDeadbands(c))
 }
 
 func there(path string) bool {

@@ -15,6 +15,14 @@ func openLinks(c *config.Config, f *field, log *slog.Logger) ([]adapters.Link, e
 	var links []adapters.Link
 	for i := range c.Adapters {
 		a := &c.Adapters[i]
+		if a.Serial != nil {
+			l, err := openSerialLink(a, f, log)
+			if err != nil {
+				return nil, err
+			}
+			links = append(links, l)
+			continue
+		}
 		if a.Modbus == nil {
 			continue
 		}

@@ -65,9 +65,6 @@ func (u *unsupported) adapter(a *config.Adapter) {
 	case a.OPCUA != nil:
 		u.add(a.Pos, what, "OPC UA is")
 		return
-	case a.Serial != nil:
-		u.add(a.Pos, what, "serial devices are")
-		return
 	}
 	for i := range a.Devices {
 		u.device(&a.Devices[i])

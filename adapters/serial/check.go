@@ -110,20 +110,27 @@ func (c *Check) size() int {
 	return c.Kind.bytes()
 }
 
-// defaultCheck is where a check stands if nothing else is said: behind what ends a
-// frame with a start and an end, and over all between, as in IEC 62056-21; before
-// the end of a line, or else last, and over all before it.
-func defaultCheck(kind CheckKind, f *Frame) *Check {
-	c := &Check{Kind: kind}
+// NewCheck returns a check where it stands if nothing else is said: behind what ends
+// a frame with a start and an end, and over all between, as in IEC 62056-21; before
+// the end of a line, or else last, and over all before it. It makes room for itself
+// behind the end of the frame.
+func NewCheck(kind CheckKind, hex bool, f *Frame) *Check {
+	c := &Check{Kind: kind, Hex: hex}
 	c.At = -c.size()
 	switch {
-	case len(f.Start) > 0 && len(f.End) > 0:
+	case len(f.Start) > 0 && len(f.End) > 0 && f.LengthAt == nil:
 		c.From = len(f.Start)
+		if f.Tail == 0 {
+			f.Tail = c.size()
+		}
 	case len(f.End) > 0:
 		c.At -= len(f.End)
 	}
 	return c
 }
+
+// LowFirst sets the order of the two bytes of the check.
+func (c *Check) LowFirst(low bool) { c.Swapped = low != (c.Kind == CRC16 || c.Kind == X25) }
 
 // place is a place from the first byte of a frame of so many.
 func place(at, size int) int {

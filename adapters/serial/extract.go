@@ -244,6 +244,9 @@ func (r *reader) text(b []byte, linear *adapters.Linear) (adapters.Value, adapte
 	case Bool:
 		return boolean(string(b))
 	case Degrees:
+		if len(bytes.Trim(b, ", ")) == 0 {
+			return bad(adapters.ReasonInvalid)
+		}
 		f, ok := degrees(string(b))
 		if !ok {
 			return bad(adapters.ReasonNotANumber)

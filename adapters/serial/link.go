@@ -48,7 +48,6 @@ func New(c Config) (*Link, error) {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	c.Log = c.Log.With("link", c.Name)
 	if c.Timeout < 0 || c.Retries < 0 || c.Settle < 0 || c.Pause < 0 {
 		return nil, errors.New("timeout, retries, settle and pause must not be negative")
 	}

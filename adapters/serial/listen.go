@@ -73,7 +73,7 @@ type reading struct {
 
 func newListener(c *Config, l *line, devices []*device) *listener {
 	s := &listener{
-		line: l, framer: devices[0].framer, log: c.Log,
+		line: l, framer: devices[0].framer, log: c.Log.With("link", c.Name),
 		orders: make(chan *telling), reads: make(chan *reading), ended: make(chan struct{}),
 	}
 	for _, d := range devices {
