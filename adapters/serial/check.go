@@ -3,6 +3,7 @@ package serial
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 )
 
@@ -16,10 +17,11 @@ const (
 	CRC16                       // Modbus over Serial Line 1.02 §6.2.2, the low byte first
 	CCITT                       // polynomial 0x1021 from 0xFFFF, the high byte first
 	Xmodem                      // polynomial 0x1021 from 0, the high byte first
+	EAN                         // the check digit of EAN and UPC codes, GS1 General Specifications §7.9, as a digit
 	X25                         // polynomial 0x1021 mirrored, from 0xFFFF and inverted, the low byte first: ISO/IEC 13239
 )
 
-var checkNames = map[string]CheckKind{"xor": Xor, "sum8": Sum8, "lrc": LRC, "crc16": CRC16, "ccitt": CCITT, "xmodem": Xmodem, "x25": X25}
+var checkNames = map[string]CheckKind{"xor": Xor, "sum8": Sum8, "lrc": LRC, "crc16": CRC16, "ccitt": CCITT, "xmodem": Xmodem, "x25": X25, "ean": EAN}
 
 // ParseCheck returns the kind of a name.
 func ParseCheck(name string) (CheckKind, bool) {
@@ -29,7 +31,7 @@ func ParseCheck(name string) (CheckKind, bool) {
 
 // bytes is how many bytes a check has, not in hexadecimal.
 func (k CheckKind) bytes() int {
-	if k >= CRC16 {
+	if k >= CRC16 && k != EAN {
 		return 2
 	}
 	return 1
@@ -52,6 +54,8 @@ func (k CheckKind) sum(b []byte) uint16 {
 			s = -s
 		}
 		return uint16(s)
+	case EAN:
+		return uint16(checkDigit(b))
 	case CRC16:
 		return mirrored(b, 0xFFFF, 0xA001)
 	case X25:
@@ -61,6 +65,19 @@ func (k CheckKind) sum(b []byte) uint16 {
 	default:
 		return straight(b, 0)
 	}
+}
+
+// checkDigit is the digit that belongs behind others; 0 if some are none.
+func checkDigit(digits []byte) byte {
+	sum, weight := 0, 3
+	for _, c := range slices.Backward(digits) {
+		if c < '0' || c > '9' {
+			return 0
+		}
+		sum += weight * int(c-'0')
+		weight = 4 - weight
+	}
+	return '0' + byte((10-sum%10)%10)
 }
 
 func mirrored(b []byte, crc, polynomial uint16) uint16 {
@@ -171,7 +188,7 @@ func (c *Check) verify(frame []byte) bool {
 			is = is<<8 | uint64(b)
 		}
 	}
-	return uint16(is) == c.value(frame[from:to])
+	return uint16(is) == c.value(frame[from:to]) && (c.Kind != EAN || is != 0)
 }
 
 // value is the check of some bytes as it is written, the high byte first.

@@ -64,12 +64,30 @@ func (p *PTY) Read(b []byte) (int, error)  { return p.master.Read(b) }
 func (p *PTY) Write(b []byte) (int, error) { return p.master.Write(b) }
 
 // Baud is the rate that the port is set to.
-func (p *PTY) Baud() int {
-	t, err := unix.IoctlGetTermios(int(p.slave.Fd()), unix.TCGETS)
-	if err != nil {
-		return 0
+func (p *PTY) Baud() (baud int) {
+	p.control(func(fd int) {
+		if t, err := unix.IoctlGetTermios(fd, unix.TCGETS); err == nil { // the port's, also from this end
+			baud = bauds[t.Cflag&(unix.CBAUD|unix.CBAUDEX)]
+		}
+	})
+	return baud
+}
+
+// HangUp hangs the line up, as a driver does whose device is pulled out. It needs
+// the right to administer the system.
+func (p *PTY) HangUp() error {
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, p.slave.Fd(), 0x5437, 0) // TIOCVHANGUP
+	if errno != 0 {
+		return errno
 	}
-	return bauds[t.Cflag&(unix.CBAUD|unix.CBAUDEX)]
+	return nil
+}
+
+// control calls f with the descriptor of this end.
+func (p *PTY) control(f func(fd int)) {
+	if raw, err := p.master.SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) { f(int(fd)) }) // closed: there is no rate
+	}
 }
 
 var bauds = map[uint32]int{

@@ -124,10 +124,8 @@ func ServeTalkers(ctx context.Context, line io.ReadWriteCloser, talkers ...*Talk
 				continue
 			}
 			reply := a.Reply()
-			if a.Replies != 0 && !at(line, a.Replies) { // the other end is to change meanwhile
-				if sleep(ctx, 100*time.Millisecond); !at(line, a.Replies) {
-					reply = garble(reply)
-				}
+			if a.Replies != 0 && !changes(ctx, line, a.Replies) {
+				reply = garble(reply)
 			}
 			if f.Late {
 				group.Go(func() { say(reply, f) })
@@ -166,6 +164,20 @@ func firstRequest(talkers []*Talker, buf []byte) (t *Talker, a *TalkerAnswer, en
 func at(line io.ReadWriteCloser, baud int) bool {
 	r, ok := line.(Rated)
 	return !ok || r.Baud() == baud
+}
+
+// changes waits for a line to change to a rate. IEC 62056-21 §6.3.14 gives both ends
+// 200 ms to 1.5 s for it.
+func changes(ctx context.Context, line io.ReadWriteCloser, baud int) bool {
+	for range 150 {
+		if at(line, baud) {
+			return true
+		}
+		if !sleep(ctx, 10*time.Millisecond) {
+			return false
+		}
+	}
+	return false
 }
 
 // garble is what is heard at another rate.

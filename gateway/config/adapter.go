@@ -155,7 +155,7 @@ type LengthAt struct {
 // FrameCheck is the check of a message. What is nil is where such checks mostly
 // are.
 type FrameCheck struct {
-	Kind     string // "xor", "sum8", "lrc", "crc16", "ccitt", "xmodem" or "x25"
+	Kind     string // "xor", "sum8", "lrc", "crc16", "ccitt", "xmodem", "x25" or "ean"
 	Over     *[2]int
 	At       *int
 	Hex      bool

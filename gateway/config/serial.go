@@ -190,7 +190,7 @@ func (d *decoder) lengthAt(o *object) *LengthAt {
 	return l
 }
 
-var checkKinds = []string{"xor", "sum8", "lrc", "crc16", "ccitt", "xmodem", "x25"}
+var checkKinds = []string{"xor", "sum8", "lrc", "crc16", "ccitt", "xmodem", "x25", "ean"}
 
 // frameCheck reads check, which is a word, or says also where it is.
 func (d *decoder) frameCheck(o *object) *FrameCheck {
