@@ -164,6 +164,12 @@ func bad(reason string) (adapters.Value, adapters.Quality, string) {
 func (x *extractor) value(r *reader) (adapters.Value, adapters.Quality, string) {
 	p := r.Point
 	linear := r.linear
+	var text []byte
+	if p.At == nil {
+		if text = x.part(p.Field, p.Column, p.Chars); p.When == "" && len(bytes.TrimSpace(text)) == 0 && (p.Type != String || text == nil) {
+			return bad(adapters.ReasonInvalid) // the device has no value now
+		}
+	}
 	if p.UnitFrom != "" {
 		unit := string(bytes.TrimSpace(x.part(p.unitGroup(), p.unitColumn(), [2]int{})))
 		if p.Units != nil {
@@ -178,7 +184,7 @@ func (x *extractor) value(r *reader) (adapters.Value, adapters.Quality, string) 
 		at := place(*p.At, len(x.frame))
 		return r.binary(x.frame[at:at+p.size()], linear)
 	}
-	return r.text(x.part(p.Field, p.Column, p.Chars), linear)
+	return r.text(text, linear)
 }
 
 // A reader makes values of what a message has of a point.
@@ -229,14 +235,11 @@ func newReader(p *Point) *reader {
 	return r
 }
 
-// text makes a value of a text.
+// text makes a value of a text; only that of a String may be empty.
 func (r *reader) text(b []byte, linear *adapters.Linear) (adapters.Value, adapters.Quality, string) {
 	b = bytes.TrimSpace(b)
 	if r.When != "" {
 		return adapters.Bool(string(b) == r.When), adapters.Good, ""
-	}
-	if len(b) == 0 && (r.Type != String || b == nil) {
-		return bad(adapters.ReasonInvalid) // the device has no value now
 	}
 	switch r.Type {
 	case String:

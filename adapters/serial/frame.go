@@ -44,6 +44,8 @@ func (f *Frame) fill() error {
 	switch {
 	case len(f.End) == 0 && f.Length == 0 && f.LengthAt == nil && f.Idle == 0:
 		return errors.New("the frame has no end")
+	case f.Length > 0 && f.Length < len(f.Start):
+		return errors.New("the frame is shorter than its start")
 	case f.Length > f.Max || f.Length < 0 || f.Max < 1 || f.Tail < 0 || f.Idle < 0:
 		return errors.New("the frame is longer than its longest, or has a negative length")
 	case len(f.Escape) > 1 || len(f.Escape) == 1 && (len(f.Start) == 0 || len(f.End) == 0):
@@ -136,8 +138,12 @@ func (f *framer) giveUp(o outcome, silence bool) ([]byte, outcome) {
 		return f.slide(len(f.buf), o)
 	}
 	told := !f.synced
+	size := len(f.buf)
 	f.synced = silence
-	dropped := f.drop(len(f.buf))
+	if i := bytes.Index(f.buf, f.End); i >= 0 && len(f.End) > 0 {
+		f.synced, size = true, i+len(f.End)
+	}
+	dropped := f.drop(size)
 	if told {
 		return nil, needMore
 	}
@@ -238,7 +244,7 @@ func (f *framer) size(silence bool) (int, outcome) {
 		case l.Size == 2:
 			n = int(binary.BigEndian.Uint16(f.buf[l.At:]))
 		}
-		if n += l.Plus; n < l.At+l.Size || n > f.Max {
+		if n += l.Plus; n < max(l.At+l.Size, len(f.Start)+len(f.End)) || n > f.Max {
 			return 0, tooLong
 		}
 		if size, o := f.within(n); o != found || len(f.End) == 0 || bytes.HasSuffix(f.buf[:size], f.End) {
