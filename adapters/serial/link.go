@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/fieldferry/fieldferry/adapters"
+	"github.com/fieldferry/fieldferry/adapters/serial/port"
 )
 
 // reopenMax is the longest between two attempts to open the line: a port that was
@@ -55,7 +56,7 @@ func New(c Config) (*Link, error) {
 		return nil, errors.New("a line has a port or an address")
 	}
 	if c.Port != "" {
-		if err := c.Line.Check(); err != nil {
+		if err := errors.Join(port.Supported(), c.Line.Check()); err != nil {
 			return nil, err
 		}
 	}

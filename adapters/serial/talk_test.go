@@ -111,15 +111,16 @@ func TestLateAnswer(t *testing.T) {
 	var n atomic.Int64
 	slow := &simulate.Talker{Answers: []simulate.TalkerAnswer{{Request: []byte("A?"), Reply: func() []byte { return fmt.Appendf(nil, "%d\n", 1000+n.Add(1)) }}}}
 	other := &simulate.Talker{Answers: []simulate.TalkerAnswer{{Request: []byte("B?"), Reply: func() []byte { return []byte("2\n") }}}}
+	other.SetFault(simulate.Fault{Delay: 100 * time.Millisecond}) // so that what is late comes while its answer is awaited
 	t.Cleanup(serve(t, address, slow, other))
-	l := newLink(t, serial.Config{Name: "line", Address: address, Timeout: timeout, Devices: []serial.Device{numbers("a", "A?"), numbers("b", "B?")}})
+	l := newLink(t, serial.Config{Name: "line", Address: address, Timeout: 300 * time.Millisecond, Devices: []serial.Device{numbers("a", "A?"), numbers("b", "B?")}})
 	s := newSink()
 	run(t, l, s)
 	for range 3 {
 		s.mu.Lock()
 		a, b := len(s.good["a"]), len(s.good["b"])
 		s.mu.Unlock()
-		slow.SetFault(simulate.Fault{Late: true, Delay: timeout * 3 / 2, Times: 1})
+		slow.SetFault(simulate.Fault{Late: true, Delay: 405 * time.Millisecond, Times: 1})
 		s.until(t, "both", func() bool { return len(s.good["a"]) > a+2 && len(s.good["b"]) > b+2 })
 	}
 	s.mu.Lock()

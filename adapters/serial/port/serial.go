@@ -49,6 +49,9 @@ type serialPort struct {
 	sent     time.Time // when all that was written has left the line
 }
 
+// Supported reports whether there are serial ports on this system: nil, or what to do.
+func Supported() error { return nil }
+
 // Open opens a serial port for us alone. What had come before is dropped. The
 // settings must be good.
 func Open(path string, s Settings) (Port, error) {

@@ -7,7 +7,12 @@ import (
 	"runtime"
 )
 
+// Supported says that there are no serial ports here, and what to do.
+func Supported() error {
+	return fmt.Errorf("serial ports cannot be opened on %s, only on Linux and Windows; reach the line through a serial server, as tcp://host:port", runtime.GOOS)
+}
+
 // Open fails: the library has no ports here.
 func Open(path string, _ Settings) (Port, error) {
-	return nil, fmt.Errorf("%s: serial ports cannot be opened on %s, only on Linux and Windows; reach the line through a serial server, as tcp://host:port", path, runtime.GOOS)
+	return nil, fmt.Errorf("%s: %w", path, Supported())
 }
