@@ -171,8 +171,8 @@ func (c *Check) places(size int) (from, to, at int, err error) {
 	return from, to, at, nil
 }
 
-// verify reports whether the check of a frame is right.
-func (c *Check) verify(frame []byte) bool {
+// Verify reports whether the check of a frame is right.
+func (c *Check) Verify(frame []byte) bool {
 	from, to, at, err := c.places(len(frame))
 	if err != nil {
 		return false

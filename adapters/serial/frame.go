@@ -176,7 +176,7 @@ func (f *framer) judge(size int, silence bool) ([]byte, outcome) {
 	}
 	f.whole = f.buf[:size]
 	frame := f.plain(f.whole)
-	if f.Check != nil && !f.Check.verify(frame) {
+	if f.Check != nil && !f.Check.Verify(frame) {
 		if f.slides() {
 			return f.slide(size, wrong)
 		}

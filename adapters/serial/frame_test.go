@@ -34,7 +34,7 @@ func TestChecksOfDevices(t *testing.T) {
 		{"EN 13757-2", &Check{Kind: Sum8, From: 1, At: -2}, "\x10\x5B\x01\x5C\x16"},
 		{"Modbus RTU", NewCheck(CRC16, false, &Frame{Length: 8}), "\x01\x03\x00\x00\x00\x0A\xC5\xCD"},
 	} {
-		if !c.check.verify([]byte(c.frame)) {
+		if !c.check.Verify([]byte(c.frame)) {
 			t.Errorf("%s: %q is refused", c.name, c.frame)
 		}
 		from, to, at, err := c.check.places(len(c.frame))
@@ -46,7 +46,7 @@ func TestChecksOfDevices(t *testing.T) {
 				continue
 			}
 			wrong := []byte(c.frame)
-			if wrong[i] ^= 1; c.check.verify(wrong) {
+			if wrong[i] ^= 1; c.check.Verify(wrong) {
 				t.Errorf("%s: %q is accepted", c.name, wrong)
 			}
 		}
@@ -65,10 +65,10 @@ func TestCheckPut(t *testing.T) {
 				c := NewCheck(kind, hex, &f)
 				c.LowFirst(low)
 				frame := append(bytes.Repeat([]byte("7"), 12+c.size()), "\r\n"...)
-				if err := c.put(frame); err != nil || !c.verify(frame) {
+				if err := c.put(frame); err != nil || !c.Verify(frame) {
 					t.Errorf("%s, hex %v, low first %v: %q %v", name, hex, low, frame, err)
 				}
-				if frame[3] ^= 3; c.verify(frame) {
+				if frame[3] ^= 3; c.Verify(frame) {
 					t.Errorf("%s, hex %v, low first %v: %q is accepted", name, hex, low, frame)
 				}
 			}
@@ -265,7 +265,7 @@ func FuzzFramer(f *testing.F) {
 				if len(fr.whole) > frame.Max || !bytes.HasPrefix(b, frame.Start) {
 					t.Fatalf("%q of %+v", b, frame)
 				}
-				if frame.Check != nil && !frame.Check.verify(b) {
+				if frame.Check != nil && !frame.Check.Verify(b) {
 					t.Fatalf("%q has a wrong check", b)
 				}
 				if len(frame.End) > 0 && frame.Idle == 0 && !bytes.HasSuffix(b[:len(b)-frame.Tail], frame.End) {

@@ -16,6 +16,7 @@ type Talker struct {
 	Answers []TalkerAnswer
 	Every   time.Duration // between the messages that it sends unasked; 0 sends none
 	Say     func() []byte // makes such a message
+	Baud    int           // the rate of these; at another one they are garbled; 0 is any
 
 	mu    sync.Mutex // guards what follows
 	fault Fault
@@ -93,7 +94,11 @@ func ServeTalkers(ctx context.Context, line io.ReadWriteCloser, talkers ...*Talk
 					tick.Stop()
 					return
 				case <-tick.C:
-					say(t.Say(), t.asked())
+					message := t.Say()
+					if t.Baud != 0 && !at(line, t.Baud) {
+						message = garble(message)
+					}
+					say(message, t.asked())
 				}
 			}
 		})

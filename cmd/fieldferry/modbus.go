@@ -45,6 +45,9 @@ func siteDevice(c *config.Config, name string) (modbus.Config, error) {
 				if a.Devices[j].ID == name {
 					return modbus.Config{}, fmt.Errorf("the device %s is no Modbus device", name)
 				}
+				if a.Serial != nil {
+					names = append(names, a.Devices[j].ID)
+				}
 			}
 			continue
 		}

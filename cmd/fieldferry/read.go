@@ -24,11 +24,11 @@ func readCommand() *cobra.Command {
 	var n uint16
 	cmd := &cobra.Command{
 		Use:   "read {FILE DEVICE [POINT…] | ADDRESS TABLE NUMBER}",
-		Short: "Read a Modbus device, with a site file or without",
+		Short: "Read a Modbus or serial device, with a site file or without",
 		Long: `read asks a device once and prints what it holds.
 
 With a site file it reads the points of a device of it, all of them or those that
-are named. With an address it needs no file: the table is holding, input, coil or
+are named. A serial device that talks unasked is waited for, ten times its timeout. With an address it needs no file: the table is holding, input, coil or
 discrete, and the number counts from 0, as on the wire. --as all shows the registers
 there in every type and order side by side, and those one before and one after, for
 when a manual leaves that open.
@@ -90,18 +90,27 @@ func readSite(ctx context.Context, out, stderr io.Writer, path, device string, p
 	if err != nil {
 		return err
 	}
-	mc, err := siteDevice(c, device)
-	if err != nil {
-		return err
-	}
-	client, err := dial(ctx, mc)
-	if err != nil {
-		return err
-	}
-	defer client.Close()
-	samples, err := client.Read(ctx, device, points)
-	if len(samples) == 0 {
-		return explainModbus(err)
+	var samples []adapters.Sample
+	if sc := serialDevice(c, device); len(sc.Devices) > 0 {
+		if samples, err = readSerial(ctx, sc, device, points); err != nil {
+			fmt.Fprintln(stderr, err)
+		}
+		if len(samples) == 0 {
+			return errNo
+		}
+	} else {
+		mc, err2 := siteDevice(c, device)
+		if err2 != nil {
+			return err2
+		}
+		client, err2 := dial(ctx, mc)
+		if err2 != nil {
+			return err2
+		}
+		defer client.Close()
+		if samples, err = client.Read(ctx, device, points); len(samples) == 0 {
+			return explainModbus(err)
+		}
 	}
 	if err := printSamples(out, samples, asJSON); err != nil {
 		return err

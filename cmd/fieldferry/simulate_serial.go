@@ -126,7 +126,7 @@ func simulateTalker(of *config.Device, d *serial.Device, baud int) (*simulate.Ta
 		t.Answers = append(t.Answers, simulate.TalkerAnswer{Request: d.Request, Reply: say})
 	}
 	if !asks && len(d.Steps) == 0 {
-		t.Every, t.Say = max(d.Every, time.Second), say
+		t.Every, t.Say, t.Baud = max(d.Every, time.Second), say, baud
 	}
 	for i := range d.Points {
 		p := &d.Points[i]

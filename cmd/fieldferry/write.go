@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,16 +12,18 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/fieldferry/fieldferry/adapters"
+	"github.com/fieldferry/fieldferry/gateway/config"
 )
 
 func writeCommand() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "write FILE DEVICE POINT=VALUE…",
-		Short: "Write points of a Modbus device of a site file",
+		Short: "Write points of a Modbus or serial device of a site file",
 		Long: `write gives points of a device new values, in order, and prints what it reads back.
 Only points with write: in the site file can be written, within their limits, in
-the unit of the point. VALUE is a number, true, false, a text, or a list as
+the unit of the point; of serial devices those with send:, whose value is true
+unless {value} stands in what is sent. VALUE is a number, true, false, a text, or a list as
 '[1, 2, 3]'; single bits of a point with bits: are written as POINT.BIT=true, and
 the others stay as they are.
 
@@ -39,22 +42,31 @@ the others stay as they are.
 		if err != nil {
 			return err
 		}
-		mc, err := siteDevice(c, args[1])
-		if err != nil {
-			return err
+		var samples []adapters.Sample
+		if sc := serialDevice(c, args[1]); len(sc.Devices) > 0 {
+			samples, err = writeSerial(ctx, sc, args[1], values)
+		} else {
+			samples, err = writeModbus(ctx, c, args[1], values)
 		}
-		client, err := dial(ctx, mc)
-		if err != nil {
-			return err
-		}
-		defer client.Close()
-		samples, err := client.Write(ctx, args[1], values)
 		if len(samples) > 0 || asJSON {
 			err = errors.Join(err, printSamples(cmd.OutOrStdout(), samples, asJSON))
 		}
 		return err
 	}
 	return cmd
+}
+
+func writeModbus(ctx context.Context, c *config.Config, device string, values []adapters.Assignment) ([]adapters.Sample, error) {
+	mc, err := siteDevice(c, device)
+	if err != nil {
+		return nil, err
+	}
+	client, err := dial(ctx, mc)
+	if err != nil {
+		return nil, err
+	}
+	defer client.Close()
+	return client.Write(ctx, device, values)
 }
 
 // assignments reads POINT=VALUE and POINT.BIT=VALUE.
