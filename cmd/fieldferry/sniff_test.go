@@ -144,6 +144,8 @@ func TestSerialFromTheCommandLine(t *testing.T) {
 		want string
 	}{
 		{[]string{"check", site}, 0, "no mistakes"},
+		{[]string{"plan", site}, 0, "scale-0001  SI\\r\\n   1s     weight stable state"},
+		{[]string{"plan", site, "--json"}, 0, `"asks":[{"device":"scale-0001","request":"SI\\r\\n","everyMs":1000,"points":["weight","stable","state"]}]`},
 		{[]string{"read", site, "scale-0001"}, 0, "weight  100 g"},
 		{[]string{"read", site, "scale-0001", "weight", "--json"}, 0, `[{"point":"weight","value":100,"unit":"g","quality":"good"}]`},
 		{[]string{"write", site, "scale-0001", "tare=true"}, 0, "tare  true"},
