@@ -1,11 +1,8 @@
 package main
 
 import (
-	"cmp"
 	"fmt"
 	"io"
-	"maps"
-	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -13,7 +10,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/fieldferry/fieldferry/adapters/modbus"
-	"github.com/fieldferry/fieldferry/adapters/serial"
 	"github.com/fieldferry/fieldferry/gateway"
 	"github.com/fieldferry/fieldferry/gateway/config"
 )
@@ -25,7 +21,8 @@ func planCommand() *cobra.Command {
 		Short: "Show which requests the gateway will make, and how often",
 		Long: `plan reads a site file and shows what each adapter will ask its devices for: the
 unit, function, addresses and how often; and for serial lines which share of the
-line's time that takes. It connects to nothing.`,
+line's time that takes; which topics go to each upstream and come from it; and how
+long the buffer holds what is read while no upstream is there. It connects to nothing.`,
 		Args: args(cobra.MaximumNArgs(1)),
 	}
 	find := siteFile(cmd)
@@ -56,6 +53,9 @@ type plan struct {
 	Links             []linkPlan `json:"links"`
 	RequestsPerSecond float64    `json:"requestsPerSecond"`
 	ValuesPerSecond   float64    `json:"valuesPerSecond"`
+
+	Topics   []gateway.Carried `json:"topics"`
+	Forecast gateway.Forecast  `json:"forecast"`
 }
 
 // linkPlan is that of one connection or line.
@@ -68,14 +68,6 @@ type linkPlan struct {
 	Share             *float64      `json:"share,omitempty"` // of a serial line's time
 	Requests          []requestPlan `json:"requests"`
 	Asks              []askPlan     `json:"asks,omitempty"` // of a serial line that speaks no Modbus
-}
-
-// askPlan is what a serial device is asked, or that it talks unasked.
-type askPlan struct {
-	Device  string   `json:"device"`
-	Request string   `json:"request"` // with escapes; empty: it talks unasked
-	EveryMs float64  `json:"everyMs"` // 0: as it talks
-	Points  []string `json:"points"`
 }
 
 type requestPlan struct {
@@ -129,48 +121,12 @@ func planOf(c *config.Config) (*plan, error) {
 			all.Links = append(all.Links, p)
 		}
 	}
+	var err error
+	if all.Topics, err = gateway.Topics(c); err != nil {
+		return nil, err
+	}
+	all.Forecast = gateway.Foresee(c)
 	return all, nil
-}
-
-// planSerial is the plan of a serial adapter. How long answers are, and so which share
-// of the line they take, is not known.
-func planSerial(a *config.Adapter) (linkPlan, error) {
-	c := gateway.SerialConfig(a, nil)
-	if _, err := serial.New(c); err != nil {
-		return linkPlan{}, err
-	}
-	address := c.Port
-	if address == "" {
-		address = "tcp://" + c.Address
-	}
-	p := linkPlan{Name: c.Name, Address: address, Devices: len(c.Devices), Requests: []requestPlan{}}
-	for i := range c.Devices {
-		d := &c.Devices[i]
-		var request []byte
-		for _, s := range d.Steps {
-			request = append(request, s.Send...)
-		}
-		request = append(request, d.Request...)
-		rates := map[time.Duration][]string{}
-		for j := range d.Points {
-			switch pt := &d.Points[j]; {
-			case pt.Hidden || len(pt.Send) > 0:
-			case len(request) == 0 && len(d.Steps) == 0:
-				rates[d.Every] = append(rates[d.Every], pt.Point.Name)
-			default:
-				every := cmp.Or(pt.Every, d.Every)
-				rates[every] = append(rates[every], pt.Point.Name)
-			}
-		}
-		for _, every := range slices.Sorted(maps.Keys(rates)) {
-			if every > 0 && len(request) > 0 {
-				p.RequestsPerSecond += 1 / every.Seconds()
-				p.ValuesPerSecond += float64(len(rates[every])) / every.Seconds()
-			}
-			p.Asks = append(p.Asks, askPlan{d.Device.Name, printable(request), float64(every) / float64(time.Millisecond), rates[every]})
-		}
-	}
-	return p, nil
 }
 
 func (p *plan) print(w io.Writer) error {
@@ -200,28 +156,71 @@ func (p *plan) print(w io.Writer) error {
 		}
 		fmt.Fprintln(w)
 	}
-	_, err := fmt.Fprintf(w, "in all %.4g requests and %.4g values a second\n", p.RequestsPerSecond, p.ValuesPerSecond)
-	return err
+	if err := p.printTopics(w); err != nil {
+		return err
+	}
+	fmt.Fprintf(w, "in all %.4g requests and %.4g values a second\n", p.RequestsPerSecond, p.ValuesPerSecond)
+	return printForecast(w, &p.Forecast)
 }
 
-func printAsks(w io.Writer, all []askPlan) error {
+// printTopics prints what the bridges carry. Of devices that are alike it shows one.
+func (p *plan) printTopics(w io.Writer) error {
+	if len(p.Topics) == 0 {
+		return nil
+	}
+	alike := func(t gateway.Carried) gateway.Carried {
+		t.Local = strings.ReplaceAll(t.Local, "/"+t.Device+"/", "/{device}/")
+		t.Upstream = strings.ReplaceAll(t.Upstream, t.Device, "{device}")
+		t.Device = ""
+		return t
+	}
+	devices := make(map[gateway.Carried]int)
+	for _, t := range p.Topics {
+		devices[alike(t)]++
+	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "  DEVICE\tREQUEST\tEVERY\tPOINTS")
-	for _, a := range all {
-		request, every := a.Request, time.Duration(a.EveryMs*float64(time.Millisecond)).String()
-		if request == "" {
-			request = "none, it talks"
+	fmt.Fprintln(t, "BRIDGE\tLOCAL\t\tUPSTREAM\tQOS\tCLASS\tDEVICES")
+	for _, c := range p.Topics {
+		n := devices[alike(c)]
+		if n == 0 {
+			continue // it was shown
 		}
-		if a.EveryMs == 0 {
-			every = "as it talks"
+		devices[alike(c)] = 0
+		arrow, class := "→", c.Class
+		if c.Direction == "down" {
+			arrow = "←"
 		}
-		fmt.Fprintf(t, "  %s\t%s\t%s\t%s\n", a.Device, request, every, shorten(a.Points))
+		if c.Retain {
+			class += ", retained"
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%s\t%d\n", c.Bridge, c.Local, arrow, c.Upstream, c.QoS, class, n)
 	}
 	if err := t.Flush(); err != nil {
 		return err
 	}
 	_, err := fmt.Fprintln(w)
 	return err
+}
+
+func printForecast(w io.Writer, f *gateway.Forecast) error {
+	if f.MessagesPerSecond > 0 {
+		fmt.Fprintf(w, "%.4g messages with %.4g kB of payload a second\n", f.MessagesPerSecond, f.PayloadPerSecond/1e3)
+	}
+	if f.OutageHours > 0 {
+		fmt.Fprintf(w, "without an upstream at most about %.3g kB a second are stored: the buffer holds %s, up to buffer.%s\n", f.StoredPerSecond/1e3, hours(f.OutageHours), f.Bound)
+	}
+	if f.Unknown > 0 {
+		fmt.Fprintf(w, "devices that send when they like are not in that: %d\n", f.Unknown)
+	}
+	return nil
+}
+
+// hours is a long time, roughly.
+func hours(h float64) string {
+	if h >= 48 {
+		return fmt.Sprintf("%.3g days", h/24)
+	}
+	return fmt.Sprintf("%.3g hours", h)
 }
 
 // shorten names the first few.
