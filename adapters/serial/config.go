@@ -33,7 +33,7 @@ type Device struct {
 	Every   time.Duration // of points that have none; 0 is 1 s; if it talks unasked, the shortest time between readings, 0 is none
 	Steps   []Step        // before Request
 	Request []byte        // empty, and no Steps: it talks unasked
-	Silent  time.Duration // one that talks unasked is offline after so long without a message; 0 is never
+	Silent  time.Duration // one that talks unasked is offline after so long without a message; 0 is never: it is online as long as the line is open
 	Frame   Frame
 	Match   *regexp.Regexp // what the text of a message matches; nil is anything
 	Split   string         // what is between columns; empty: there are none

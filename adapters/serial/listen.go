@@ -162,7 +162,9 @@ func (s *listener) hear(ctx context.Context, sink adapters.Sink) error {
 	s.overruns = 0
 	last := time.Now() // that something came, or the line was opened
 	for _, t := range s.talkers {
-		t.heard = last
+		if t.heard = last; t.Silent == 0 { // its silence says nothing
+			s.goOnline(ctx, sink, t)
+		}
 	}
 	for ctx.Err() == nil {
 		gap := l.Timeout
@@ -244,15 +246,7 @@ func (s *listener) take(ctx context.Context, sink adapters.Sink, t *talker, now 
 		r.done <- nil
 	}
 	s.waiting = kept
-	if t.is != online {
-		if t.is == offline {
-			s.offline.Add(-1)
-		}
-		t.is = online
-		s.online.Add(1)
-		s.log.Info("device online", "device", t.Device.Device.Name)
-	}
-	s.tell(ctx, sink, t)
+	s.goOnline(ctx, sink, t)
 	if len(t.readers) == 0 || t.Every > 0 && now.Sub(t.last) < t.Every {
 		return
 	}
@@ -278,6 +272,19 @@ func (s *listener) emitBad(ctx context.Context, sink adapters.Sink, t *talker, r
 		x.Value, x.Quality, x.Reason = bad(reason)
 	}
 	s.emit(ctx, sink, t, time.Now())
+}
+
+// goOnline notes that a device is there.
+func (s *listener) goOnline(ctx context.Context, sink adapters.Sink, t *talker) {
+	if t.is != online {
+		if t.is == offline {
+			s.offline.Add(-1)
+		}
+		t.is = online
+		s.online.Add(1)
+		s.log.Info("device online", "device", t.Device.Device.Name)
+	}
+	s.tell(ctx, sink, t)
 }
 
 // goOffline notes that nothing is to be heard of a device.

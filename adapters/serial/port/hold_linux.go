@@ -31,6 +31,9 @@ func holdPort(path string, r *RS485) (io.Closer, error) {
 		}
 		return nil, fmt.Errorf("lock %s: %w", path, err)
 	}
+	if err := unix.SetNonblock(fd, true); err != nil { // Fd has changed it
+		return nil, errors.Join(fmt.Errorf("%s: %w", path, err), f.Close())
+	}
 	if r != nil {
 		if err := setRS485(fd, r); err != nil {
 			f.Close()
@@ -142,4 +145,29 @@ func heldWaiting(hold io.Closer) int {
 		return 0
 	}
 	return n
+}
+
+// writeHeld writes all of b, if the device takes it in time.
+func writeHeld(hold io.Closer, b []byte, until time.Time) (done bool, err error) {
+	fd := hold.(*held).fd
+	for len(b) > 0 {
+		n, err := unix.Write(fd, b)
+		switch {
+		case n > 0:
+			b = b[n:]
+			continue
+		case err == nil, errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EINTR):
+		default:
+			return true, fmt.Errorf("%w: %w", ErrGone, err)
+		}
+		left := time.Until(until)
+		if left <= 0 {
+			return true, errTakesNothing
+		}
+		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}
+		if _, err := unix.Poll(fds, max(1, int(left/time.Millisecond))); err != nil && !errors.Is(err, unix.EINTR) {
+			return true, fmt.Errorf("%w: %w", ErrGone, err)
+		}
+	}
+	return true, nil
 }

@@ -27,7 +27,8 @@ const (
 	chunks    = 64   // that wait to be read
 )
 
-// writeWait is how long a device that takes nothing is waited for.
+// writeWait is how long a device that takes nothing is waited for, beside the time
+// that the line needs.
 const writeWait = 5 * time.Second
 
 // serialPort is a port that is read in the background, as its reads know no
@@ -40,7 +41,6 @@ type serialPort struct {
 	chunks   chan []byte
 	stop     chan struct{}
 	reader   sync.WaitGroup
-	writer   sync.WaitGroup
 	failed   error // set before chunks is closed
 	lost     atomic.Uint64
 	taking   atomic.Bool // what is no longer the kernel's may not be in chunks yet
@@ -195,38 +195,31 @@ func (p *serialPort) silent() bool {
 	return heldWaiting(p.hold) == 0 && !p.taking.Load() && len(p.chunks) == 0
 }
 
-// Write writes from another goroutine, as the library's writes know no deadline
-// either: a USB device may take nothing for ever.
+// Write writes through the second descriptor where it can, as the library's writes
+// know no deadline either: a USB device may take nothing for ever.
 func (p *serialPort) Write(b []byte) error {
-	b = slices.Clone(b)
-	size := len(b)
-	done := make(chan error, 1)
-	p.writer.Go(func() {
-		for len(b) > 0 {
-			n, err := p.port.Write(b)
-			if err != nil {
-				done <- fmt.Errorf("%w: %w", ErrGone, err)
-				return
-			}
-			b = b[n:]
-		}
-		done <- nil
-	})
 	now := time.Now()
 	if p.sent.Before(now) {
 		p.sent = now
 	}
-	p.sent = p.sent.Add(time.Duration(size) * p.settings.Char())
-	timeout := time.NewTimer(writeWait)
-	defer timeout.Stop()
-	select {
-	case err := <-done:
+	p.sent = p.sent.Add(time.Duration(len(b)) * p.settings.Char())
+	if done, err := writeHeld(p.hold, b, p.sent.Add(writeWait)); done {
+		if errors.Is(err, errTakesNothing) {
+			return fmt.Errorf("%s: %w; check its cable and flow control", p.path, err)
+		}
 		return err
-	case <-timeout.C:
-		_ = p.port.Flush() // drops what was not sent, which lets the write end
-		return fmt.Errorf("%s takes nothing; check its cable and flow control", p.path)
 	}
+	for len(b) > 0 {
+		n, err := p.port.Write(b)
+		if err != nil {
+			return fmt.Errorf("%w: %w", ErrGone, err)
+		}
+		b = b[n:]
+	}
+	return nil
 }
+
+var errTakesNothing = errors.New("the device takes nothing")
 
 func (p *serialPort) setBaud(baud int) error {
 	if baud == p.settings.Baud {
@@ -254,8 +247,6 @@ func (p *serialPort) setBaud(baud int) error {
 func (p *serialPort) Close() error {
 	close(p.stop)
 	p.reader.Wait()
-	_ = p.port.Flush() // a write that waits for the device ends
-	p.writer.Wait()
 	p.timer.Stop()
 	return errors.Join(p.port.Close(), p.hold.Close())
 }
