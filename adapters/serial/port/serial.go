@@ -231,7 +231,7 @@ func (p *serialPort) setBaud(baud int) error {
 	if err := s.Check(); err != nil {
 		return err
 	}
-	p.settings = s
+	p.settings.Baud = baud // what the reader looks at stays
 	if done, err := setHeldBaud(p.hold, baud); done {
 		return err
 	}
