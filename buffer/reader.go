@@ -370,7 +370,7 @@ func (o *Outbox) handOut(dst []Delivery, taken uint64, done []seen, now time.Tim
 			continue
 		}
 		d.Dup = d.Ordinal <= o.dupTo
-		if d.Expiry > 0 && !d.Dup && now.Sub(d.Enqueued) > d.Expiry && !o.own() {
+		if d.Expiry > 0 && !d.Dup && now.Sub(d.Enqueued) > d.Expiry && !o.own() && !o.limit.KeepExpired {
 			o.settle(d.Ordinal, DroppedExpired)
 			continue
 		}

@@ -11,9 +11,9 @@ import (
 	"github.com/fieldferry/fieldferry/gateway/config"
 )
 
-// openSerialLink makes the link of a serial adapter and tells the field of its
-// devices.
-func openSerialLink(a *config.Adapter, f *field, log *slog.Logger) (adapters.Link, error) {
+// openSerialLink makes the link of a serial adapter and tells the field and the
+// commands of its devices.
+func openSerialLink(a *config.Adapter, f *field, k *commands, log *slog.Logger) (adapters.Link, error) {
 	c := SerialConfig(a, func(d *config.Device, dev *serial.Device) {
 		points := make([]*adapters.Point, len(dev.Points))
 		for i := range dev.Points {
@@ -25,6 +25,9 @@ func openSerialLink(a *config.Adapter, f *field, log *slog.Logger) (adapters.Lin
 	l, err := serial.New(c)
 	if err != nil {
 		return nil, fmt.Errorf("%s: adapter %s: %w", a.Pos, a.Name, err)
+	}
+	for i := range c.Devices {
+		k.add(l, c.Devices[i].Device.Name)
 	}
 	return l, nil
 }

@@ -26,6 +26,15 @@ type Link struct {
 	talk    *listener // of those that talk unasked
 }
 
+var _ interface {
+	adapters.Link
+	adapters.Counter
+	adapters.Framed
+	adapters.Writer
+	adapters.Reader
+	adapters.Checker
+} = (*Link)(nil)
+
 // device is one device of a link.
 type device struct {
 	*extractor

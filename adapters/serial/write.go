@@ -69,6 +69,24 @@ func (l *Link) Write(ctx context.Context, name string, values []adapters.Assignm
 	return samples, nil
 }
 
+// CheckWrite says what of a write is not possible, as [adapters.Checker] has it.
+func (l *Link) CheckWrite(name string, values []adapters.Assignment) error {
+	d, err := l.device(name)
+	if err == nil {
+		_, err = d.orders(values)
+	}
+	return err
+}
+
+// CheckRead says what of a read is not possible, as [adapters.Checker] has it.
+func (l *Link) CheckRead(name string, points []string) error {
+	d, err := l.device(name)
+	if err == nil {
+		_, err = d.named(points)
+	}
+	return err
+}
+
 // errNotSent is in the error of an order of which no byte was sent.
 var errNotSent = errors.New("nothing was sent")
 
