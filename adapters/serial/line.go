@@ -19,9 +19,10 @@ const (
 	gatherAsked  = 2 * time.Millisecond
 	gatherListen = 10 * time.Millisecond
 
-	quiet    = 5 * time.Millisecond // for which nothing comes before a request
-	slowBaud = 1200                 // of a line whose rate is not known
-	deadLine = 3                    // requests without a byte after which a network connection is made anew
+	quietPort = 5 * time.Millisecond // for which nothing comes before a request, at least
+	quietConn = 10 * time.Millisecond
+	slowBaud  = 1200 // of a line whose rate is not known
+	deadLine  = 3    // requests without a byte after which a network connection is made anew
 )
 
 // line is the connection to the devices. Its methods are called from one goroutine.
@@ -122,8 +123,12 @@ func (l *line) begin(ctx context.Context) error {
 	if l.doubt.After(giveUp) {
 		giveUp = l.doubt.Add(l.Timeout)
 	}
+	quiet := quietConn
+	if l.Port != "" {
+		quiet = max(quietPort, 4*l.char)
+	}
 	for {
-		until := time.Now().Add(max(quiet, 4*l.char))
+		until := time.Now().Add(quiet)
 		if l.doubt.After(until) {
 			until = l.doubt
 		}

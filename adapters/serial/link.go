@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"reflect"
 	"slices"
 	"time"
 
@@ -83,7 +84,7 @@ func New(c Config) (*Link, error) {
 		if err != nil {
 			return nil, fmt.Errorf("device %s: %w", d.Device.Name, err)
 		}
-		if !asked && i > 0 && !l.devices[0].Frame.same(&dev.Frame) {
+		if !asked && i > 0 && !reflect.DeepEqual(l.devices[0].Frame, dev.Frame) {
 			return nil, fmt.Errorf("device %s: devices of one line that talk unasked have the same frame", d.Device.Name)
 		}
 		l.devices = append(l.devices, dev)
@@ -151,21 +152,6 @@ func (d *device) plan(every time.Duration, points []*Point) *plan {
 		p.samples = append(p.samples, adapters.Sample{Point: pt.Point, Quality: adapters.Bad})
 	}
 	return p
-}
-
-// same reports whether two devices frame their messages alike.
-func (f *Frame) same(o *Frame) bool {
-	alike := func(a, b any) bool { return fmt.Sprint(a) == fmt.Sprint(b) }
-	pointed := func(c *Check) Check {
-		if c == nil {
-			return Check{}
-		}
-		return *c
-	}
-	a, b := *f, *o
-	a.Check, b.Check, a.LengthAt, b.LengthAt = nil, nil, nil, nil
-	lengths := (f.LengthAt == nil) == (o.LengthAt == nil) && (f.LengthAt == nil || *f.LengthAt == *o.LengthAt)
-	return alike(a, b) && pointed(f.Check) == pointed(o.Check) && lengths
 }
 
 // Run reads until ctx ends, as [adapters.Link] has it. It returns within a tenth of

@@ -159,3 +159,24 @@ func TestSerialFromTheCommandLine(t *testing.T) {
 		}
 	}
 }
+
+// Whatever comes over a line, there is a guess, and what is said of it is a site file.
+func FuzzGuess(f *testing.F) {
+	f.Add([]byte("S S     100.00 g\r\n"), byte(3))
+	f.Add([]byte("\x68\x03\x03\x68\x08\x01\x72\x7B\x16"), byte(0))
+	f.Add([]byte("$GPGGA,*47\r\n"), byte(1))
+	f.Fuzz(func(t *testing.T, b []byte, at byte) {
+		if g := guessLine(9600, "none", b); g.Score < 0 || g.Score > 1 {
+			t.Fatalf("%+v", g)
+		}
+		cut := min(int(at), len(b))
+		if form := guessFrame([][]byte{b[:cut], b[cut:]}); !strings.HasPrefix(form, "{") {
+			t.Fatal(form)
+		}
+		for _, c := range printable(b) {
+			if c < ' ' || c > '~' {
+				t.Fatalf("%q", printable(b))
+			}
+		}
+	})
+}
