@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -15,6 +16,7 @@ import (
 	"github.com/fieldferry/fieldferry/adapters/serial"
 	"github.com/fieldferry/fieldferry/adapters/simulate"
 	"github.com/fieldferry/fieldferry/gateway/config"
+	"github.com/fieldferry/fieldferry/localbroker"
 )
 
 // A profile of examples/serial, and what is known of its device.
@@ -335,5 +337,54 @@ func TestSerialProfiles(t *testing.T) {
 				t.Logf("reads again %v after the line was hung up", time.Since(back).Round(time.Millisecond))
 			})
 		})
+	}
+}
+
+// TestSerialDeviceOfASite reads a device of a site file and tells it something, all
+// the way over the local broker.
+func TestSerialDeviceOfASite(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("serial lines are simulated on Linux only")
+	}
+	says := func(s string) func() []byte { return func() []byte { return []byte(s) } }
+	p := &plug{t: t, path: filepath.Join(t.TempDir(), "port"), talkers: []*simulate.Talker{{Answers: []simulate.TalkerAnswer{
+		{Request: []byte("SI\r\n"), Reply: says("S S     100.00 g\r\n")}, {Request: []byte("T\r\n"), Reply: says("T S\r\n")},
+	}}}}
+	p.in()
+	defer p.out()
+	g, stop := start(t, site(t, `
+gateway: {data_dir: %q}
+broker: {listeners: [{name: plain, listen: "127.0.0.1:0"}]}
+adapters:
+  line:
+    serial: %q
+    devices:
+      scale-1:
+        every: 50ms
+        request: "SI\r\n"
+        frame: {end: "\r\n"}
+        match: '^S (?P<stable>[SD]) (?P<weight>[ 0-9.]{10}) (?P<unit>\w+)$'
+        points:
+          weight: {field: weight, as: float64, unit: g}
+          stable: {field: stable, when: S}
+          tare:   {send: "T\r\n", expect: "T S"}
+`, t.TempDir(), p.path))
+	defer stop()
+	telemetry, answers := subscribe(t, g, "devices/scale-1/telemetry"), subscribe(t, g, "devices/scale-1/commands/response")
+	receive(t, telemetry, func(m *localbroker.Message) bool {
+		return strings.HasPrefix(string(m.Payload), `{"weight":100,"stable":true,"timestamp":`)
+	})
+	if err := g.Broker().Publish(t.Context(), &localbroker.Message{Topic: "devices/scale-1/commands", Payload: []byte(`{"id":"1","action":"write","values":{"tare":true}}`), QoS: 1, Received: time.Now()}, make(stored, 1)); err != nil {
+		t.Fatal(err)
+	}
+	receive(t, answers, func(m *localbroker.Message) bool {
+		return strings.HasPrefix(string(m.Payload), `{"commandId":"1","status":"executed","values":{"tare":true}`)
+	})
+	s, err := g.Status(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m := s.Adapters[0].Messages; len(m) != 1 || m[0].Device != "scale-1" || m[0].Good == 0 {
+		t.Errorf("%+v", s.Adapters)
 	}
 }

@@ -18,6 +18,7 @@ const (
 	// not read byte by byte.
 	gatherAsked  = 2 * time.Millisecond
 	gatherListen = 10 * time.Millisecond
+	gatherChars  = 1024 // at most; the kernel keeps 4095
 
 	quietPort = 5 * time.Millisecond // for which nothing comes before a request, at least
 	quietConn = 10 * time.Millisecond
@@ -53,6 +54,7 @@ func newLine(c *Config, asked bool, devices []*device) line {
 	l := line{Config: &own, char: 11 * time.Second / slowBaud}
 	if own.Port != "" {
 		l.char = own.Line.Char()
+		own.Line.Gather = min(own.Line.Gather, gatherChars*l.char)
 	}
 	return l
 }
