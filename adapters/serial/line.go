@@ -17,7 +17,7 @@ const (
 	// How long what comes waits for company, so that a line that never pauses is
 	// not read byte by byte.
 	gatherAsked  = 2 * time.Millisecond
-	gatherListen = 10 * time.Millisecond
+	gatherListen = 20 * time.Millisecond
 	gatherChars  = 1024 // at most; the kernel keeps 4095
 
 	quietPort = 5 * time.Millisecond // for which nothing comes before a request, at least
