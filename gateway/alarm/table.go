@@ -16,6 +16,9 @@ const (
 	BridgeDown      = "bridge-down"
 	BridgeTwin      = "bridge-twin"
 	BridgeParked    = "bridge-parked"
+
+	CertificateFiles  = "certificate-files"
+	CertificateExpiry = "certificate-expiry"
 )
 
 // Rule is a row of the table: when an alarm is raised, and what it says.
@@ -53,6 +56,14 @@ func Table() []Rule {
 			Name: BridgeParked, Unit: Count, Warning: 1,
 			Text: "the upstream of bridge {subject} has just refused {value} messages for good: see the log for why and " +
 				"`fieldferry buffer export --parked` for which; check the access rules of the upstream, and the topic in the site file",
+		},
+		{
+			Name: CertificateFiles, Unit: Count, Critical: 1, For: 10 * time.Second, // cert and key are seldom replaced at one stroke
+			Text: "the certificates of {subject} have changed and are not used, those from before are: {detail}",
+		},
+		{
+			Name: CertificateExpiry, Unit: Seconds, Below: true, Warning: 30 * 24 * 3600, Critical: 7 * 24 * 3600,
+			Text: "the certificate of {subject} expires: {detail}; have it renewed and put it in the place of the old one, it is read again by itself",
 		},
 		{
 			Name: BufferFill, Unit: Ratio, Warning: 0.80, Critical: 0.95,
