@@ -19,6 +19,10 @@ import (
 // plugged in again is to be read within two seconds.
 const reopenMax = time.Second
 
+// probeMax is the longest between two attempts at a device that is offline, as long as
+// that takes no time from others: its port may have been plugged in again.
+const probeMax = 2 * time.Second
+
 // A Link is one line and the devices on it.
 type Link struct {
 	line    line

@@ -15,7 +15,7 @@ type bus struct {
 
 func newBus(c *Config, l *line, devices []*device) *bus {
 	b := &bus{line: l, plans: map[*adapters.Job]*plan{}}
-	b.poller = adapters.NewPoller(c.Name, b, adapters.PollerOptions{Retries: c.Retries, ReopenMax: reopenMax, Log: c.Log})
+	b.poller = adapters.NewPoller(c.Name, b, adapters.PollerOptions{Retries: c.Retries, ReopenMax: reopenMax, ProbeMax: probeMax, Log: c.Log})
 	for _, d := range devices {
 		for _, p := range d.plans {
 			b.plans[b.poller.Add(d.Device.Device, p.every, p.samples)] = p
@@ -37,6 +37,12 @@ func (b *bus) ask(ctx context.Context, p *plan, samples []adapters.Sample) adapt
 	l := b.line
 	wait(ctx, l.Pause)
 	err := l.begin(ctx)
+	if err != nil && l.spent(err) && ctx.Err() == nil { // it broke while nobody looked, and may be there again
+		_ = l.close() // it is of no use any more
+		if err = l.open(ctx); err == nil {
+			err = l.begin(ctx)
+		}
+	}
 	if err == nil {
 		err = l.steps(ctx, p.device)
 	}
