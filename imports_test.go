@@ -35,7 +35,7 @@ var allowed = map[string][]string{
 
 	"adapters/adaptertest": {"adapters"},
 	"adapters/modbus":      {"adapters", "adapters/simulate", "adapters/adaptertest"},
-	"adapters/opcua":       {"adapters"},
+	"adapters/opcua":       {"adapters", "adapters/adaptertest"},
 	"adapters/serial":      {"adapters"},
 	"adapters/simulate":    {"adapters"},
 

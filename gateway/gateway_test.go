@@ -222,7 +222,6 @@ func TestWhatIsMissingKeepsTheGatewayFromStarting(t *testing.T) {
 	for text, want := range map[string]string{
 		"http: {listen: \"127.0.0.1:0\"}":  "http: the dashboard",
 		"broker: {allow_anonymous: false}": "nobody could connect",
-		"adapters: {p: {opcua: \"opc.tcp://127.0.0.1:4840\", devices: {d: {points: {v: {node: \"ns=2;s=V\"}}}}}}":                                                            "OPC UA",
 		"adapters: {l: {modbus: \"tcp://127.0.0.1:502\", devices: {d: {unit_id: 1, points: {v: {holding: 0, as: int16, write: {}}}, actions: {reset: [{write: {v: 1}}]}}}}}": "actions are not",
 		"payload: {format: full}":         "payload.format: full",
 		"commands: {enabled: true}":       "commands: commands",

@@ -1,0 +1,660 @@
+package opcua
+
+import (
+	"bufio"
+	"context"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/sha1"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"github.com/gopcua/opcua/ua"
+	"github.com/gopcua/opcua/uapolicy"
+)
+
+// Errors of a channel.
+var (
+	errNoAnswer = errors.New("the server does not answer in time")
+	errClosed   = errors.New("the connection is closed")
+	errForged   = errors.New("what came is not signed by the server that we trust")
+)
+
+// channelLife is for how long keys are asked for. OPC UA Part 4 §5.6.2.
+const channelLife = time.Hour
+
+// security is how a channel is secured.
+type security struct {
+	policy string // URI
+	mode   ua.MessageSecurityMode
+
+	// Not of the policy None.
+	cert      []byte // ours, DER
+	key       *rsa.PrivateKey
+	server    []byte // the certificate of the server, DER, which we trust
+	serverKey *rsa.PublicKey
+}
+
+func (s *security) on() bool { return s.mode != ua.MessageSecurityModeNone }
+
+// asymmetric returns what signs, encrypts and verifies with the keys of both sides.
+func (s *security) asymmetric() (*uapolicy.EncryptionAlgorithm, error) {
+	return uapolicy.Asymmetric(s.policy, s.key, s.serverKey)
+}
+
+// A channel is a secure channel over a connection of its own. OPC UA Part 6 §6.7.
+// Calls may be made concurrently.
+type channel struct {
+	conn    net.Conn
+	sec     security
+	timeout time.Duration // for an answer
+	chunk   int           // longest that the server takes
+
+	asym   *uapolicy.EncryptionAlgorithm // nil without security
+	done   chan struct{}                 // closed when no more answers come
+	cancel func()                        // ends what renews the keys; nil before the channel is open
+	wait   sync.WaitGroup                // the goroutines
+	once   sync.Once                     // of close
+
+	writing sync.Mutex // guards the order on the wire and what follows
+	lastOut uint32     // sequence number
+
+	mu      sync.Mutex // guards what follows
+	id      uint32
+	current *keys   // that we send with
+	known   []*keys // that may still come, the newest last
+	nonce   []byte  // ours, of the keys that were asked for
+	lastID  uint32  // of a request
+	calls   map[uint32]chan<- answer
+	err     error // why the channel is of no further use
+}
+
+// keys are those of one security token.
+type keys struct {
+	token uint32
+	algo  *uapolicy.EncryptionAlgorithm // nil without security
+	life  time.Duration
+}
+
+// answer is how a request ended.
+type answer struct {
+	id  uint32
+	res ua.Response
+	err error
+}
+
+// openChannel connects to an address and opens a channel to the endpoint.
+func openChannel(ctx context.Context, address, url string, sec security, timeout time.Duration) (*channel, error) {
+	d := net.Dialer{Timeout: min(dialTimeout, timeout)}
+	conn, err := d.DialContext(ctx, "tcp", address)
+	if err != nil {
+		return nil, err
+	}
+	c := &channel{
+		conn: conn, sec: sec, timeout: timeout,
+		done: make(chan struct{}), calls: map[uint32]chan<- answer{},
+	}
+	if err := c.open(ctx, url); err != nil {
+		c.close()
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
+		return nil, err
+	}
+	return c, nil
+}
+
+func (c *channel) open(ctx context.Context, url string) (err error) {
+	if c.sec.on() {
+		if c.asym, err = c.sec.asymmetric(); err != nil {
+			return fmt.Errorf("the keys do not fit the security policy: %w", err)
+		}
+	}
+	release := context.AfterFunc(ctx, func() { c.conn.SetDeadline(time.Unix(1, 0)) })
+	defer release()
+	c.conn.SetDeadline(time.Now().Add(c.timeout))
+	r := bufio.NewReaderSize(c.conn, maxChunk)
+	if _, err := c.conn.Write(hello(url)); err != nil {
+		return err
+	}
+	f, err := readFrame(r)
+	if err != nil {
+		return timeoutOr(err)
+	}
+	if c.chunk, err = acknowledged(f); err != nil {
+		return err
+	}
+	if !release() {
+		return context.Cause(ctx)
+	}
+	c.conn.SetDeadline(time.Time{})
+	c.wait.Go(func() { c.read(r) })
+	life, err := c.renew(ctx, ua.SecurityTokenRequestTypeIssue)
+	if err != nil {
+		return err
+	}
+	ctx, c.cancel = context.WithCancel(context.Background())
+	c.wait.Go(func() { c.keepFresh(ctx, life) })
+	return nil
+}
+
+// timeoutOr says of an error that it was a timeout, if it was.
+func timeoutOr(err error) error {
+	var n net.Error
+	if errors.As(err, &n) && n.Timeout() {
+		return errNoAnswer
+	}
+	return err
+}
+
+// keepFresh asks for new keys when three quarters of the life of the old ones are
+// over. OPC UA Part 4 §5.6.2.1.
+func (c *channel) keepFresh(ctx context.Context, life time.Duration) {
+	for {
+		select {
+		case <-c.done:
+			return
+		case <-ctx.Done():
+			return
+		case <-time.After(life / 4 * 3):
+		}
+		var err error
+		if life, err = c.renew(ctx, ua.SecurityTokenRequestTypeRenew); err != nil {
+			c.fail(fmt.Errorf("cannot renew the keys of the channel: %w", err))
+			return
+		}
+	}
+}
+
+// renew asks for keys, and returns for how long they are good.
+func (c *channel) renew(ctx context.Context, kind ua.SecurityTokenRequestType) (time.Duration, error) {
+	req := &ua.OpenSecureChannelRequest{
+		RequestType: kind, SecurityMode: c.sec.mode, RequestedLifetime: uint32(channelLife / time.Millisecond),
+	}
+	if c.sec.on() {
+		req.ClientNonce = make([]byte, c.asym.NonceLength())
+		rand.Read(req.ClientNonce) // never fails
+	}
+	c.mu.Lock()
+	c.nonce = req.ClientNonce
+	c.mu.Unlock()
+	if _, err := c.call(ctx, req, nil); err != nil {
+		return 0, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.current.life, nil
+}
+
+// opened takes the answer to renew, on the goroutine that reads: what comes behind
+// it may use the new keys.
+func (c *channel) opened(res *ua.OpenSecureChannelResponse) error {
+	t := res.SecurityToken
+	k := &keys{token: t.TokenID, life: time.Duration(t.RevisedLifetime) * time.Millisecond}
+	if k.life < time.Second {
+		k.life = channelLife
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.sec.on() {
+		if len(res.ServerNonce) < c.asym.NonceLength() {
+			return errors.New("the server's nonce is too short")
+		}
+		algo, err := uapolicy.Symmetric(c.sec.policy, c.nonce, res.ServerNonce)
+		if err != nil {
+			return err
+		}
+		k.algo = algo
+	}
+	c.id, c.current = t.ChannelID, k
+	c.known = append(c.known, k)
+	c.known = c.known[max(0, len(c.known)-2):]
+	return nil
+}
+
+// call sends a request and waits for its answer.
+func (c *channel) call(ctx context.Context, req ua.Request, auth *ua.NodeID) (ua.Response, error) {
+	to := make(chan answer, 1)
+	id, err := c.send(req, auth, c.timeout, to)
+	if err != nil {
+		return nil, err
+	}
+	t := time.NewTimer(c.timeout)
+	defer t.Stop()
+	select {
+	case a := <-to:
+		return a.res, a.err
+	case <-t.C:
+		err = errNoAnswer
+	case <-ctx.Done():
+		err = context.Cause(ctx)
+	}
+	c.mu.Lock()
+	delete(c.calls, id)
+	c.mu.Unlock()
+	return nil, err
+}
+
+// send sends a request whose answer goes to a channel, which must have room for it.
+func (c *channel) send(req ua.Request, auth *ua.NodeID, hint time.Duration, to chan<- answer) (id uint32, err error) {
+	c.mu.Lock()
+	if c.err != nil {
+		defer c.mu.Unlock()
+		return 0, c.err
+	}
+	c.lastID++
+	id = c.lastID
+	c.calls[id] = to
+	c.mu.Unlock()
+	if auth == nil {
+		auth = ua.NewTwoByteNodeID(0)
+	}
+	req.SetHeader(&ua.RequestHeader{AuthenticationToken: auth, Timestamp: time.Now(), RequestHandle: id, TimeoutHint: uint32(hint / time.Millisecond)})
+	if err = c.write(req, id); err != nil {
+		c.mu.Lock()
+		delete(c.calls, id)
+		c.mu.Unlock()
+	}
+	return id, err
+}
+
+// write encodes and sends a request.
+func (c *channel) write(req ua.Request, id uint32) error {
+	body, err := encodeService(req)
+	if err != nil {
+		return fmt.Errorf("cannot encode %T: %w", req, err)
+	}
+	c.writing.Lock()
+	defer c.writing.Unlock()
+	c.conn.SetWriteDeadline(time.Now().Add(c.timeout))
+	if err := c.writeChunks(req, id, body); err != nil {
+		err = timeoutOr(err)
+		c.fail(err)
+		return err
+	}
+	return nil
+}
+
+func encodeService(req any) (b []byte, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("panic: %v", r)
+		}
+	}()
+	id := ua.ServiceTypeID(req)
+	b = binary.LittleEndian.AppendUint16([]byte{1, 0}, id)
+	body, err := ua.Encode(req)
+	return append(b, body...), err
+}
+
+func (c *channel) writeChunks(req ua.Request, id uint32, body []byte) error {
+	c.mu.Lock()
+	channelID, k := c.id, c.current
+	c.mu.Unlock()
+	if _, ok := req.(*ua.OpenSecureChannelRequest); ok {
+		head := binary.LittleEndian.AppendUint32([]byte("OPNF\x00\x00\x00\x00"), channelID)
+		head = appendText(head, c.sec.policy)
+		if c.sec.on() {
+			thumb := sha1.Sum(c.sec.server) // OPC UA Part 6 §6.7.2.3
+			head = appendBytes(appendBytes(head, c.sec.cert), thumb[:])
+		} else {
+			head = appendBytes(appendBytes(head, nil), nil)
+		}
+		return c.writeChunk(head, id, body, c.asym, c.sec.on())
+	}
+	if k == nil {
+		return errClosed
+	}
+	kind := "MSG"
+	if _, ok := req.(*ua.CloseSecureChannelRequest); ok {
+		kind = "CLO"
+	}
+	room := c.chunk - headerSize - 8 - 8
+	if k.algo != nil {
+		room -= k.algo.SignatureLength() + 2*k.algo.BlockSize()
+	}
+	for first := true; first || len(body) > 0; first = false {
+		part := body[:min(room, len(body))]
+		body = body[len(part):]
+		last := byte('F')
+		if len(body) > 0 {
+			last = 'C'
+		}
+		head := append([]byte(kind), last, 0, 0, 0, 0)
+		head = binary.LittleEndian.AppendUint32(head, channelID)
+		head = binary.LittleEndian.AppendUint32(head, k.token)
+		if err := c.writeChunk(head, id, part, k.algo, c.sec.mode == ua.MessageSecurityModeSignAndEncrypt); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// writeChunk signs, pads, encrypts and sends a chunk. OPC UA Part 6 §6.7.2.
+func (c *channel) writeChunk(head []byte, id uint32, body []byte, algo *uapolicy.EncryptionAlgorithm, encrypt bool) error {
+	c.lastOut++
+	if c.lastOut > 1<<32-1024 { // OPC UA Part 6 §6.7.2.4
+		c.lastOut = 1
+	}
+	b := binary.LittleEndian.AppendUint32(head, c.lastOut)
+	b = binary.LittleEndian.AppendUint32(b, id)
+	b = append(b, body...)
+	at := len(head)
+	if algo == nil {
+		binary.LittleEndian.PutUint32(b[4:], uint32(len(b)))
+		_, err := c.conn.Write(b)
+		return err
+	}
+	size := len(b) + algo.SignatureLength()
+	if encrypt {
+		block, sizes := algo.PlaintextBlockSize(), 1
+		if algo.BlockSize() > 256 { // keys of more than 2048 bits
+			sizes = 2
+		}
+		pad := (block - (len(b)-at+sizes+algo.SignatureLength())%block) % block
+		for range pad + 1 {
+			b = append(b, byte(pad))
+		}
+		if sizes == 2 {
+			b = append(b, byte(pad>>8))
+		}
+		size = at + (len(b)-at+algo.SignatureLength())/block*algo.BlockSize()
+	}
+	binary.LittleEndian.PutUint32(b[4:], uint32(size))
+	sig, err := algo.Signature(b)
+	if err != nil {
+		return err
+	}
+	b = append(b, sig...)
+	if encrypt {
+		sealed, err := algo.Encrypt(b[at:])
+		if err != nil {
+			return err
+		}
+		b = append(b[:at:at], sealed...)
+	}
+	_, err = c.conn.Write(b)
+	return err
+}
+
+// read takes what comes until the connection ends.
+func (c *channel) read(r *bufio.Reader) {
+	defer close(c.done)
+	err := c.readAll(r)
+	c.fail(err)
+	c.mu.Lock()
+	calls := c.calls
+	c.calls = map[uint32]chan<- answer{}
+	err = c.err
+	c.mu.Unlock()
+	for id, to := range calls {
+		to <- answer{id: id, err: err}
+	}
+}
+
+// fail notes why the channel is of no further use, and ends its connection.
+func (c *channel) fail(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.err == nil {
+		c.err = err
+		c.conn.Close()
+	}
+}
+
+func (c *channel) readAll(r *bufio.Reader) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("panic in the decoder: %v\n%s", p, debug.Stack())
+		}
+	}()
+	in := inbound{channel: c, parts: map[uint32][]byte{}}
+	for {
+		f, err := readFrame(r)
+		if err != nil {
+			return err
+		}
+		if err := in.take(f); err != nil {
+			return err
+		}
+	}
+}
+
+// inbound puts chunks together.
+type inbound struct {
+	*channel
+	last    uint32 // sequence number
+	started bool
+	parts   map[uint32][]byte // of the messages that are not complete, by their request
+}
+
+func (in *inbound) take(f frame) error {
+	if f.kind == "ERR" {
+		return serverError(f)
+	}
+	if f.kind == "CLO" {
+		return errClosed
+	}
+	plain, err := in.unseal(f)
+	if err != nil {
+		return err
+	}
+	if len(plain) < 8 {
+		return errShort
+	}
+	seq, id := binary.LittleEndian.Uint32(plain), binary.LittleEndian.Uint32(plain[4:])
+	body := plain[8:]
+	if in.sec.on() { // what was recorded is not taken again. OPC UA Part 6 §6.7.2.4
+		if in.started && seq != in.last+1 && !(in.last >= 1<<32-1024 && seq < 1024) {
+			return fmt.Errorf("chunk %d came behind chunk %d", seq, in.last)
+		}
+		in.last, in.started = seq, true
+	}
+	switch f.part {
+	case 'A':
+		delete(in.parts, id)
+		if len(body) < 4 {
+			return errShort
+		}
+		in.deliver(answer{id: id, err: statusError{ua.StatusCode(binary.LittleEndian.Uint32(body))}})
+		return nil
+	case 'C':
+		if len(in.parts) >= maxPending && in.parts[id] == nil || len(in.parts[id])+len(body) > maxMessage {
+			return fmt.Errorf("a message of more than %d bytes came", maxMessage)
+		}
+		in.parts[id] = append(in.parts[id], body...)
+		return nil
+	}
+	if begun, ok := in.parts[id]; ok {
+		delete(in.parts, id)
+		body = append(begun, body...)
+	}
+	if len(body) > maxMessage {
+		return fmt.Errorf("a message of more than %d bytes came", maxMessage)
+	}
+	res, err := decodeResponse(body)
+	if err != nil {
+		return err
+	}
+	if o, ok := res.(*ua.OpenSecureChannelResponse); ok {
+		if f.kind != "OPN" {
+			return errForged
+		}
+		if o.ResponseHeader.ServiceResult == ua.StatusOK {
+			if err := in.opened(o); err != nil {
+				return err
+			}
+		}
+	} else if f.kind == "OPN" && in.sec.on() && res.Header().ServiceResult == ua.StatusOK {
+		return errForged
+	}
+	a := answer{id: id, res: res}
+	if s := res.Header().ServiceResult; isBad(s) {
+		a.res, a.err = nil, statusError{s}
+	}
+	in.deliver(a)
+	return nil
+}
+
+// decodeResponse decodes the message of a server.
+func decodeResponse(b []byte) (ua.Response, error) {
+	if err := wellFormed(b); err != nil {
+		return nil, fmt.Errorf("cannot decode what came: %w", err)
+	}
+	_, v, err := ua.DecodeService(b)
+	if err != nil {
+		return nil, fmt.Errorf("cannot decode what came: %w", err)
+	}
+	res, ok := v.(ua.Response)
+	if !ok {
+		return nil, fmt.Errorf("cannot decode what came: %T is no answer", v)
+	}
+	if res.Header() == nil {
+		return nil, fmt.Errorf("cannot decode what came: %T has no header", v)
+	}
+	return res, nil
+}
+
+// deliver hands an answer to who waits for it, if somebody still does.
+func (c *channel) deliver(a answer) {
+	c.mu.Lock()
+	to := c.calls[a.id]
+	delete(c.calls, a.id)
+	c.mu.Unlock()
+	if to != nil {
+		to <- a
+	}
+}
+
+// unseal decrypts and verifies a chunk, and returns what is from its sequence
+// number on.
+func (c *channel) unseal(f frame) ([]byte, error) {
+	if f.kind == "OPN" {
+		return c.unsealOpen(f)
+	}
+	const at = headerSize + 8 // channel, token
+	if len(f.b) < at {
+		return nil, errShort
+	}
+	id, token := binary.LittleEndian.Uint32(f.b[headerSize:]), binary.LittleEndian.Uint32(f.b[headerSize+4:])
+	c.mu.Lock()
+	var k *keys
+	for _, of := range c.known {
+		if of.token == token {
+			k = of
+		}
+	}
+	known := c.id == id
+	c.mu.Unlock()
+	switch {
+	case k == nil || !known:
+		return nil, errors.New("what came belongs to another channel")
+	case k.algo == nil:
+		return f.b[at:], nil
+	}
+	return unsealWith(k.algo, f.b, at, c.sec.mode == ua.MessageSecurityModeSignAndEncrypt, false)
+}
+
+// unsealOpen takes an answer to the opening. Whatever certificate it carries, only
+// the one that we trust counts.
+func (c *channel) unsealOpen(f frame) ([]byte, error) {
+	w := walker{b: f.body()}
+	if err := w.skip(4); err != nil {
+		return nil, err
+	}
+	var fields [3][]byte // policy, certificate of the sender, thumbprint of ours
+	for i := range fields {
+		b := w.b
+		if err := w.text(); err != nil {
+			return nil, err
+		}
+		if n := len(b) - len(w.b); n > 4 {
+			fields[i] = b[4:n]
+		}
+	}
+	if string(fields[0]) != c.sec.policy {
+		return nil, fmt.Errorf("the server answers with the security policy %.100q, not the one that was asked for", fields[0])
+	}
+	if !c.sec.on() {
+		return w.b, nil
+	}
+	thumb := sha1.Sum(c.sec.cert)
+	if string(firstCertificate(fields[1])) != string(c.sec.server) || string(fields[2]) != string(thumb[:]) {
+		return nil, errForged
+	}
+	return unsealWith(c.asym, f.b, len(f.b)-len(w.b), true, c.sec.key.Size() > 256)
+}
+
+func unsealWith(algo *uapolicy.EncryptionAlgorithm, b []byte, at int, encrypted, wide bool) ([]byte, error) {
+	if encrypted {
+		plain, err := algo.Decrypt(b[at:])
+		if err != nil {
+			return nil, errForged
+		}
+		b = append(b[:at:at], plain...)
+	}
+	end := len(b) - algo.RemoteSignatureLength()
+	if end < at {
+		return nil, errForged
+	}
+	if err := algo.VerifySignature(b[:end], b[end:]); err != nil {
+		return nil, errForged
+	}
+	b = b[at:end]
+	if !encrypted {
+		return b, nil
+	}
+	sizes := 1
+	if wide {
+		sizes = 2
+	}
+	if len(b) < sizes {
+		return nil, errShort
+	}
+	pad := int(b[len(b)-sizes])
+	if wide {
+		pad |= int(b[len(b)-1]) << 8
+	}
+	if pad+sizes > len(b) {
+		return nil, errShort
+	}
+	return b[:len(b)-sizes-pad], nil
+}
+
+// close ends the channel and waits for its goroutines. It does not wait for the
+// server.
+func (c *channel) close() {
+	c.once.Do(func() {
+		c.mu.Lock()
+		open := c.err == nil && c.current != nil
+		c.mu.Unlock()
+		if open {
+			_ = c.goodbye()
+		}
+		if c.cancel != nil {
+			c.cancel()
+		}
+		c.fail(errClosed)
+		c.conn.Close()
+	})
+	c.wait.Wait()
+}
+
+// goodbye tells the server, if the connection takes that at once.
+func (c *channel) goodbye() error {
+	req := &ua.CloseSecureChannelRequest{}
+	req.SetHeader(&ua.RequestHeader{AuthenticationToken: ua.NewTwoByteNodeID(0), Timestamp: time.Now()})
+	body, err := encodeService(req)
+	if err != nil {
+		return err
+	}
+	c.writing.Lock()
+	defer c.writing.Unlock()
+	c.conn.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
+	return c.writeChunks(req, 0, body)
+}

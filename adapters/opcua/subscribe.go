@@ -1,0 +1,533 @@
+package opcua
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"math"
+	"slices"
+	"time"
+
+	"github.com/gopcua/opcua/id"
+	"github.com/gopcua/opcua/ua"
+
+	"github.com/fieldferry/fieldferry/adapters"
+)
+
+// Of a subscription. OPC UA Part 4 §5.14.
+const (
+	subscriptionLife = 30 * time.Second // that the server keeps it when we ask for nothing
+	keepAlive        = time.Second      // it says at least so often that there is nothing
+	perMessage       = 2000             // values of a message of the server
+	perCreate        = 1000             // items of a request
+	maxQueue         = 1000             // values of an item that the server keeps for us
+	publishHint      = time.Minute      // for how long a request for changes is good
+)
+
+// subscription is one at the server, of all items of a rate.
+type subscription struct {
+	id    uint32
+	every time.Duration // as the server has it
+	idle  time.Duration // longest that it says nothing
+	last  time.Time     // something came
+	next  uint32        // sequence number
+}
+
+// serving is one session's subscriptions.
+type serving struct {
+	*watch
+	s           *session
+	subs        map[uint32]*subscription
+	of          map[time.Duration]*subscription // by the rate that was asked for
+	answers     chan answer                     // to requests for changes
+	outstanding int
+	acks        []*ua.SubscriptionAcknowledgement
+
+	last    time.Time // something came of any subscription, or to a probe
+	turn    time.Time // of the loop
+	probes  chan answer
+	probing bool
+
+	beats int // of the server's clock
+	beat  time.Time
+
+	retries  chan answer
+	retrying []*item // that are asked for
+}
+
+// serve subscribes and tells the sink what comes, until the session is of no further
+// use, which is the error, or ctx ends.
+func (w *watch) serve(ctx context.Context, s *session) error {
+	now := time.Now()
+	v := &serving{
+		watch: w, s: s, subs: map[uint32]*subscription{}, of: map[time.Duration]*subscription{},
+		probes: make(chan answer, 1), retries: make(chan answer, 1), last: now, turn: now,
+	}
+	if err := v.subscribe(ctx); err != nil {
+		return err
+	}
+	v.flush(ctx)
+	n := len(v.subs) + 1
+	v.answers = make(chan answer, n)
+	for range n {
+		if err := v.publish(); err != nil {
+			return err
+		}
+	}
+	v.last, v.turn = time.Now(), time.Now()
+	for _, sub := range v.subs {
+		sub.last = v.last
+	}
+	tick := time.NewTicker(w.tick)
+	defer tick.Stop()
+	for {
+		var err error
+		select {
+		case <-ctx.Done():
+			return nil
+		case a := <-v.answers:
+			err = v.published(ctx, a)
+		case a := <-v.probes:
+			err = v.probed(a)
+		case a := <-v.retries:
+			err = v.retried(ctx, a)
+		case <-tick.C:
+			err = v.look(ctx)
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// subscribe makes the subscriptions and their items.
+func (v *serving) subscribe(ctx context.Context) error {
+	rates := map[time.Duration][]*item{}
+	for _, it := range v.items {
+		rates[it.every] = append(rates[it.every], it)
+	}
+	var first *subscription
+	for _, every := range slices.Sorted(maps.Keys(rates)) {
+		sub, err := v.create(ctx, every)
+		if errors.Is(err, statusError{ua.StatusBadTooManySubscriptions}) && first != nil {
+			v.link.log.Warn("the server allows no further subscription; the fastest serves", "every", every, "fastest", first.every)
+			sub, err = first, nil
+		}
+		if err != nil {
+			return fmt.Errorf("cannot subscribe: %w", err)
+		}
+		v.of[every] = sub
+		if first == nil {
+			first = sub
+			v.monitorClock(ctx, sub)
+		}
+		if err := v.monitorAll(ctx, sub, rates[every]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (v *serving) create(ctx context.Context, every time.Duration) (*subscription, error) {
+	alive := max(1, uint32(keepAlive/every))
+	life := max(3*alive, uint32(subscriptionLife/every))
+	res, err := ask[*ua.CreateSubscriptionResponse](ctx, v.s.ch, v.s.token, &ua.CreateSubscriptionRequest{
+		RequestedPublishingInterval: milliseconds(every), RequestedLifetimeCount: life, RequestedMaxKeepAliveCount: alive,
+		MaxNotificationsPerPublish: perMessage, PublishingEnabled: true,
+	})
+	if err != nil {
+		return nil, err
+	}
+	sub := &subscription{id: res.SubscriptionID, every: every, last: time.Now(), next: 1}
+	if ms := res.RevisedPublishingInterval; ms >= 1 && ms < 1e10 {
+		sub.every = time.Duration(ms * float64(time.Millisecond))
+	}
+	if sub.every > every*5/4 {
+		v.link.log.Warn("the server publishes more slowly than it was asked to", "every", every, "server", sub.every)
+	}
+	count := res.RevisedMaxKeepAliveCount
+	if count == 0 || count > 1e6 {
+		count = alive
+	}
+	sub.idle = time.Duration(count+1) * sub.every
+	v.subs[sub.id] = sub
+	return sub, nil
+}
+
+func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
+
+// monitorClock watches the server's clock. Where it does not change, or cannot be
+// watched, the session does without.
+func (v *serving) monitorClock(ctx context.Context, sub *subscription) {
+	res, err := v.monitor(ctx, sub, []*ua.MonitoredItemCreateRequest{{
+		ItemToMonitor:       &ua.ReadValueID{NodeID: ua.NewNumericNodeID(0, id.Server_ServerStatus_CurrentTime), AttributeID: ua.AttributeIDValue, DataEncoding: &ua.QualifiedName{}},
+		MonitoringMode:      ua.MonitoringModeReporting,
+		RequestedParameters: &ua.MonitoringParameters{ClientHandle: v.beatHandle(), SamplingInterval: milliseconds(beatEvery), QueueSize: 1, DiscardOldest: true},
+	}})
+	if err != nil || isBad(res[0].StatusCode) {
+		v.link.log.Debug("the server's clock cannot be watched", "error", err)
+	}
+}
+
+// beatHandle is that of the server's clock.
+func (v *serving) beatHandle() uint32 { return uint32(len(v.items)) }
+
+func (v *serving) monitor(ctx context.Context, sub *subscription, items []*ua.MonitoredItemCreateRequest) ([]*ua.MonitoredItemCreateResult, error) {
+	res, err := ask[*ua.CreateMonitoredItemsResponse](ctx, v.s.ch, v.s.token, &ua.CreateMonitoredItemsRequest{
+		SubscriptionID: sub.id, TimestampsToReturn: ua.TimestampsToReturnBoth, ItemsToCreate: items,
+	})
+	if err != nil {
+		return nil, err
+	}
+	if len(res.Results) != len(items) {
+		return nil, fmt.Errorf("the server answers %d of %d items", len(res.Results), len(items))
+	}
+	return res.Results, nil
+}
+
+// monitorAll makes items. Those that the server does not take are bad and tried again
+// later.
+func (v *serving) monitorAll(ctx context.Context, sub *subscription, items []*item) error {
+	for part := range chunks(items, v.s.limits.monitor, perCreate) {
+		asked, requests := v.requests(sub, part)
+		if len(asked) == 0 {
+			continue
+		}
+		res, err := v.monitor(ctx, sub, requests)
+		if err != nil {
+			return fmt.Errorf("cannot subscribe: %w", err)
+		}
+		again := v.made(asked, res)
+		if len(again) > 0 { // without a deadband
+			if err := v.monitorAll(ctx, sub, again); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// requests makes the requests for items, of those whose namespace the server has.
+func (v *serving) requests(sub *subscription, items []*item) (asked []*item, all []*ua.MonitoredItemCreateRequest) {
+	for _, it := range items {
+		node, ok := it.node.at(v.s.namespaces())
+		if !ok {
+			v.failed(it, reasonNamespace)
+			continue
+		}
+		sampling := it.group.dev.sampling
+		queue := 2*int64(sub.every/max(sampling, time.Millisecond)) + 1
+		r := &ua.MonitoredItemCreateRequest{
+			ItemToMonitor:  &ua.ReadValueID{NodeID: node, AttributeID: ua.AttributeIDValue, DataEncoding: &ua.QualifiedName{}},
+			MonitoringMode: ua.MonitoringModeReporting,
+			RequestedParameters: &ua.MonitoringParameters{
+				ClientHandle: it.handle, SamplingInterval: milliseconds(sampling), QueueSize: uint32(min(max(queue, 10), maxQueue)), DiscardOldest: true,
+			},
+		}
+		if it.Deadband > 0 && !it.Relative && !it.plain {
+			// A part of the range, which is the standard's other deadband, is not what a
+			// part of the last value is.
+			r.RequestedParameters.Filter = ua.NewExtensionObject(&ua.DataChangeFilter{
+				Trigger: ua.DataChangeTriggerStatusValue, DeadbandType: uint32(ua.DeadbandTypeAbsolute), DeadbandValue: it.Deadband / math.Abs(it.conv.scale),
+			})
+		}
+		asked, all = append(asked, it), append(all, r)
+	}
+	return asked, all
+}
+
+// made notes which items the server has made, and returns those to be asked for again
+// without a deadband.
+func (v *serving) made(items []*item, res []*ua.MonitoredItemCreateResult) (again []*item) {
+	for i, it := range items {
+		st := res[i].StatusCode
+		switch {
+		case !isBad(st):
+			it.id, it.retryAt, it.retry = res[i].MonitoredItemID, time.Time{}, 0
+		case !it.plain && it.Deadband > 0 && !it.Relative && filterRefused(st):
+			it.plain = true
+			again = append(again, it)
+		default:
+			v.failed(it, statusName(st))
+		}
+	}
+	return again
+}
+
+func filterRefused(st ua.StatusCode) bool {
+	switch st & codeMask {
+	case ua.StatusBadFilterNotAllowed, ua.StatusBadMonitoredItemFilterUnsupported, ua.StatusBadMonitoredItemFilterInvalid, ua.StatusBadDeadbandFilterInvalid:
+		return true
+	}
+	return false
+}
+
+// failed notes that the server does not have an item.
+func (v *serving) failed(it *item, reason string) {
+	it.id = 0
+	it.retry = min(max(2*it.retry, itemFirst), itemMax)
+	it.retryAt = time.Now().Add(it.retry)
+	v.take(it, told{quality: adapters.Bad, reason: reason, time: time.Now(), down: true})
+}
+
+// publish asks for changes.
+func (v *serving) publish() error {
+	acks := v.acks
+	if acks == nil {
+		acks = []*ua.SubscriptionAcknowledgement{}
+	}
+	v.acks = nil
+	_, err := v.s.ch.send(&ua.PublishRequest{SubscriptionAcknowledgements: acks}, v.s.token, publishHint, v.answers)
+	if err == nil {
+		v.outstanding++
+	}
+	return err
+}
+
+// published takes an answer to a request for changes.
+func (v *serving) published(ctx context.Context, a answer) error {
+	v.outstanding--
+	v.turn = time.Now()
+	switch {
+	case errors.Is(a.err, statusError{ua.StatusBadTooManyPublishRequests}) && v.outstanding > 0:
+		return nil
+	case errors.Is(a.err, statusError{ua.StatusBadTimeout}):
+		return v.publish()
+	case a.err != nil:
+		return a.err
+	}
+	res, ok := a.res.(*ua.PublishResponse)
+	if !ok {
+		return fmt.Errorf("the server answers a request for changes with %T", a.res)
+	}
+	v.last = v.turn
+	sub := v.subs[res.SubscriptionID]
+	m := res.NotificationMessage
+	if sub == nil || m == nil {
+		return v.publish()
+	}
+	sub.last = v.turn
+	if len(m.NotificationData) > 0 {
+		if m.SequenceNumber != sub.next && sub.next != 1 {
+			v.link.skipped.Add(1)
+			v.link.log.Debug("messages of the server are missing", "expected", sub.next, "came", m.SequenceNumber)
+		}
+		sub.next = m.SequenceNumber + 1
+		v.acks = append(v.acks, &ua.SubscriptionAcknowledgement{SubscriptionID: sub.id, SequenceNumber: m.SequenceNumber})
+	}
+	if err := v.publish(); err != nil { // before the sink, which may block
+		return err
+	}
+	for _, data := range m.NotificationData {
+		if data == nil {
+			continue
+		}
+		switch n := data.Value.(type) {
+		case *ua.DataChangeNotification:
+			v.changed(n)
+		case *ua.StatusChangeNotification:
+			return fmt.Errorf("the server ends a subscription: %w", statusError{n.Status})
+		}
+	}
+	v.flush(ctx)
+	v.turn = time.Now() // the sink may have blocked, which is not the server's silence
+	return nil
+}
+
+// changed takes values.
+func (v *serving) changed(n *ua.DataChangeNotification) {
+	now := time.Now()
+	lost := false
+	for _, m := range n.MonitoredItems {
+		switch {
+		case m == nil || m.Value == nil:
+		case m.ClientHandle == v.beatHandle():
+			v.beats++
+			v.beat = now
+		case m.ClientHandle < uint32(len(v.items)):
+			it := v.items[m.ClientHandle]
+			t := it.conv.take(m.Value, now)
+			lost = lost || m.Value.Has(ua.DataValueStatusCode) && m.Value.Status&overflow == overflow
+			if st := m.Value.Status & codeMask; t.down && (st == ua.StatusBadNodeIDUnknown || st == ua.StatusBadNodeIDInvalid) {
+				it.retry = cmp.Or(it.retry, itemFirst)
+				it.retryAt = now.Add(it.retry)
+			}
+			v.take(it, t)
+		}
+	}
+	if lost {
+		v.link.skipped.Add(1)
+	}
+}
+
+// look does what is due: it sees whether the server is heard from, tries again what it
+// did not have, and ends pulses.
+func (v *serving) look(ctx context.Context) error {
+	for { // what has come counts before what has not
+		select {
+		case a := <-v.answers:
+			if err := v.published(ctx, a); err != nil {
+				return err
+			}
+			continue
+		default:
+		}
+		break
+	}
+	now := time.Now()
+	if held := now.Sub(v.turn); held > probeIdle { // by the sink, or by the machine
+		v.last, v.beat = v.last.Add(held), v.beat.Add(held)
+		for _, sub := range v.subs {
+			sub.last = sub.last.Add(held)
+		}
+	}
+	v.turn = now
+	switch {
+	case now.Sub(v.last) > silence:
+		return fmt.Errorf("%w: %w", errSilent, errNoAnswer)
+	case now.Sub(v.last) > probeIdle && !v.probing:
+		if err := v.probe(); err != nil {
+			return err
+		}
+	}
+	fastest := time.Duration(0)
+	for _, sub := range v.subs {
+		if now.Sub(sub.last) > max(silence, 3*sub.idle) {
+			return fmt.Errorf("%w of a subscription: %w", errSilent, errNoAnswer)
+		}
+		if fastest == 0 || sub.every < fastest { // it has the clock
+			fastest = sub.every
+		}
+	}
+	if v.beats > 1 && now.Sub(v.beat) > max(silence, 3*fastest) {
+		return fmt.Errorf("%w: %w", errStale, errNoAnswer)
+	}
+	v.repeat(ctx, now)
+	if err := v.again(ctx, now); err != nil {
+		return err
+	}
+	limited, cancel := context.WithTimeout(ctx, closeTimeout)
+	defer cancel()
+	_ = v.link.endPulses(limited, v.s, false) // it is logged
+	return nil
+}
+
+// probe asks the server for its state.
+func (v *serving) probe() error {
+	v.probing = true
+	_, err := v.s.ch.send(&ua.ReadRequest{TimestampsToReturn: ua.TimestampsToReturnNeither, NodesToRead: []*ua.ReadValueID{{
+		NodeID: ua.NewNumericNodeID(0, id.Server_ServerStatus_State), AttributeID: ua.AttributeIDValue, DataEncoding: &ua.QualifiedName{},
+	}}}, v.s.token, v.link.config.Timeout, v.probes)
+	return err
+}
+
+func (v *serving) probed(a answer) error {
+	v.probing = false
+	if a.err != nil && (unknown(a.err) || isSessionError(a.err)) {
+		return a.err
+	}
+	v.last = time.Now()
+	return nil
+}
+
+// again asks anew for items that the server did not have, one request at a time.
+func (v *serving) again(ctx context.Context, now time.Time) error {
+	if v.retrying != nil {
+		return nil
+	}
+	var due, gone []*item
+	var rate *subscription
+	for _, it := range v.items {
+		if it.retryAt.IsZero() || now.Before(it.retryAt) {
+			continue
+		}
+		if sub := v.of[it.every]; rate == nil || rate == sub {
+			rate = sub
+			due = append(due, it)
+			if it.id != 0 {
+				gone = append(gone, it)
+			}
+		}
+		if len(due) == min(perCreate, int(cmp.Or(v.s.limits.monitor, perCreate))) {
+			break
+		}
+	}
+	if due == nil {
+		return nil
+	}
+	if len(gone) > 0 { // the server has an item of a node that it has not
+		req := &ua.DeleteMonitoredItemsRequest{SubscriptionID: rate.id}
+		for _, it := range gone {
+			req.MonitoredItemIDs = append(req.MonitoredItemIDs, it.id)
+			it.id = 0
+		}
+		if _, err := v.s.ch.send(req, v.s.token, v.link.config.Timeout, make(chan answer, 1)); err != nil {
+			return err
+		}
+	}
+	if slices.ContainsFunc(due, func(it *item) bool { return it.node.uri != "" && !slices.Contains(v.s.namespaces(), it.node.uri) }) {
+		// A server that has just started may have its namespaces later.
+		limited, cancel := context.WithTimeout(ctx, closeTimeout)
+		defer cancel()
+		if err := v.s.learnNamespaces(limited); err != nil && isSessionError(err) {
+			return err
+		}
+	}
+	asked, requests := v.requests(rate, due)
+	if len(asked) == 0 {
+		return nil
+	}
+	v.retrying = asked
+	_, err := v.s.ch.send(&ua.CreateMonitoredItemsRequest{
+		SubscriptionID: rate.id, TimestampsToReturn: ua.TimestampsToReturnBoth, ItemsToCreate: requests,
+	}, v.s.token, v.link.config.Timeout, v.retries)
+	return err
+}
+
+func (v *serving) retried(ctx context.Context, a answer) error {
+	items := v.retrying
+	v.retrying = nil
+	if a.err != nil && (unknown(a.err) || isSessionError(a.err)) {
+		return a.err
+	}
+	res, ok := a.res.(*ua.CreateMonitoredItemsResponse)
+	if !ok || len(res.Results) != len(items) {
+		for _, it := range items {
+			v.failed(it, cmp.Or(reasonOf(a.err), adapters.ReasonProtocol))
+		}
+	} else {
+		for _, it := range v.made(items, res.Results) {
+			it.retryAt = time.Now() // without a deadband
+		}
+	}
+	v.flush(ctx)
+	return nil
+}
+
+// repeat tells values again whose heartbeat is due. Their time is that of the last
+// message of the server, which would have said if they had changed.
+func (v *serving) repeat(ctx context.Context, now time.Time) {
+	for _, d := range v.devices {
+		if d.is != online {
+			continue
+		}
+		for _, g := range d.groups {
+			var again []arrival
+			for _, it := range g.items {
+				if it.Heartbeat > 0 && it.known && now.Sub(it.at) >= it.Heartbeat {
+					t := it.now
+					if heard := v.of[g.every].last; heard.After(t.time) {
+						t.time = heard
+					}
+					it.sent = t.value
+					again = append(again, arrival{it, t})
+				}
+			}
+			if len(again) > 0 {
+				v.tell(ctx, g, again)
+			}
+		}
+	}
+}
