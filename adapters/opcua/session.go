@@ -140,6 +140,9 @@ func choose(all []*ua.EndpointDescription, policy, mode string) (*ua.EndpointDes
 		}
 		offered = append(offered, strings.TrimPrefix(e.SecurityPolicyURI, policyPrefix)+"/"+modeNames[e.SecurityMode])
 	}
+	if offered == nil {
+		return nil, unfit("the server lists no endpoint for this address: write opcua: with the host that it knows itself by")
+	}
 	return nil, unfit("the server does not offer %s/%s, but %s: switch it on there, or change security: in the site file",
 		strings.TrimPrefix(policyURI(policy), policyPrefix), modeNames[modes[mode]], strings.Join(offered, ", "))
 }

@@ -526,6 +526,7 @@ func (v *serving) repeat(ctx context.Context, now time.Time) {
 				}
 			}
 			if len(again) > 0 {
+				v.status(ctx, d) // if the sink has refused it
 				v.tell(ctx, g, again)
 			}
 		}

@@ -33,6 +33,7 @@ type watched struct {
 	told   condition // to the sink
 	reason string    // why it is offline
 	last   time.Time // of its readings
+	lost   time.Time // of the last that said that the connection is lost
 }
 
 // condition is what is known of a device.
@@ -52,6 +53,7 @@ type group struct {
 	items   []*item
 	pending []arrival // to be told
 	twice   bool      // an item is in pending more than once
+	all     bool      // what is known of the others is to be told too
 	samples []adapters.Sample
 }
 
@@ -111,6 +113,9 @@ func newWatch(l *Link, sink adapters.Sink) *watch {
 // take notes what came of an item, and whether it is to be told.
 func (w *watch) take(it *item, t told) {
 	d := it.group.dev
+	if !it.known && t.time.Before(d.lost) {
+		t.time = time.Now() // it may be that old, but it is known since now
+	}
 	switch {
 	case !it.known:
 		d.heard++
@@ -158,10 +163,22 @@ func (p *point) covers(from, to adapters.Value) bool {
 // flush tells what is pending of all groups.
 func (w *watch) flush(ctx context.Context) {
 	for _, d := range w.devices {
+		pending := false
 		for _, g := range d.groups {
-			if len(g.pending) > 0 {
-				w.flushGroup(ctx, g)
-			}
+			pending = pending || len(g.pending) > 0
+		}
+		if !pending {
+			continue
+		}
+		w.judge(d)
+		if d.is == online {
+			w.status(ctx, d)
+		}
+		for _, g := range d.groups {
+			w.flushGroup(ctx, g)
+		}
+		if d.is == offline {
+			w.status(ctx, d)
 		}
 	}
 }
@@ -169,6 +186,15 @@ func (w *watch) flush(ctx context.Context) {
 // flushGroup tells what is pending of a group. Where a point has several values, each
 // goes with those of the others that are of its time.
 func (w *watch) flushGroup(ctx context.Context, g *group) {
+	if g.all { // the device is back
+		for _, it := range g.items {
+			if it.known && it.waiting == 0 {
+				g.pending = append(g.pending, arrival{it, it.now})
+				it.waiting = 1
+			}
+		}
+		g.all = false
+	}
 	pending := g.pending
 	if g.twice {
 		slices.SortStableFunc(pending, func(a, b arrival) int { return a.time.Compare(b.time) })
@@ -193,8 +219,13 @@ func (w *watch) flushGroup(ctx context.Context, g *group) {
 	g.pending, g.twice = g.pending[:0], false
 }
 
-// tell makes a reading of values.
+// tell makes a reading of values, unless the device is known to be offline: of that
+// nothing is told.
 func (w *watch) tell(ctx context.Context, g *group, values []arrival) {
+	d := g.dev
+	if d.is == offline && d.told == offline {
+		return
+	}
 	var newest time.Time
 	g.samples = g.samples[:0]
 	at := time.Now()
@@ -206,37 +237,30 @@ func (w *watch) tell(ctx context.Context, g *group, values []arrival) {
 		a.item.at = at
 	}
 	w.link.polls.Add(1)
-	w.emit(ctx, g.dev, newest, g.samples)
+	d.last = later(newest, d.last, at)
+	w.emit(ctx, g)
 }
 
-// emit gives the sink a reading, and tells it before if the device is online now, and
-// behind it if it is not any more.
-func (w *watch) emit(ctx context.Context, d *watched, newest time.Time, samples []adapters.Sample) {
-	w.judge(d, samples)
-	was := d.told
-	if d.is == online {
-		w.status(ctx, d)
-	}
-	if d.is == offline && was == offline {
-		return // of an offline device nothing is told
-	}
-	d.last = later(newest, d.last, time.Now())
-	if err := w.sink.Emit(ctx, adapters.Reading{Device: d.Device, Time: d.last, Samples: samples}); err != nil && ctx.Err() == nil {
+func (w *watch) emit(ctx context.Context, g *group) {
+	err := w.sink.Emit(ctx, adapters.Reading{Device: g.dev.Device, Time: g.dev.last, Samples: g.samples})
+	if err != nil && ctx.Err() == nil {
 		w.link.refused.Add(1)
-	}
-	if d.is == offline {
-		w.status(ctx, d)
 	}
 }
 
 // judge says of a device whether it is there: of one that is not, the server has no
-// value of any point.
-func (w *watch) judge(d *watched, samples []adapters.Sample) {
+// value of any point. One that is back is told whole.
+func (w *watch) judge(d *watched) {
 	switch {
 	case d.up > 0:
+		if d.is != online {
+			for _, g := range d.groups {
+				g.all = true
+			}
+		}
 		d.become(w.link, online, "")
 	case d.heard == len(d.items):
-		d.become(w.link, offline, samples[0].Reason)
+		d.become(w.link, offline, d.items[0].now.reason)
 	}
 }
 
@@ -303,9 +327,8 @@ func (w *watch) lost(ctx context.Context, reason string) {
 			if now := time.Now(); now.After(d.last) {
 				d.last = now
 			}
-			if err := w.sink.Emit(ctx, adapters.Reading{Device: d.Device, Time: d.last, Samples: g.samples}); err != nil && ctx.Err() == nil {
-				w.link.refused.Add(1)
-			}
+			d.lost = d.last
+			w.emit(ctx, g)
 		}
 		w.status(ctx, d)
 	}
