@@ -97,9 +97,12 @@ func (s *session) browse(ctx context.Context, nodes []*ua.BrowseDescription) ([]
 }
 
 // tree returns the nodes below one, level by level. Depth 1 is its children; 0 is all.
-// Each node comes once, where it is nearest.
-func (s *session) tree(ctx context.Context, root *ua.NodeID, depth int) ([]Node, error) {
+// Each node comes once, where it is nearest; some come not at all.
+func (s *session) tree(ctx context.Context, root *ua.NodeID, depth int, without []*ua.NodeID) ([]Node, error) {
 	seen := map[string]bool{root.String(): true}
+	for _, id := range without {
+		seen[id.String()] = true
+	}
 	level := []Node{{id: root, ID: portable(root, s.namespaces())}}
 	var all []Node
 	for d := 1; len(level) > 0 && (depth == 0 || d <= depth); d++ {

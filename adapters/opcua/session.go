@@ -522,3 +522,14 @@ func ServerCertificate(ctx context.Context, endpoint string) (*x509.Certificate,
 	}
 	return nil, "", errors.New("the server shows no certificate; it may offer no security")
 }
+
+// CheckServer says whether a certificate that the server at an endpoint shows is
+// trusted, as [Trust.Check] has it.
+func CheckServer(t Trust, c *x509.Certificate, uri, endpoint string) error {
+	at, err := parseEndpoint(endpoint)
+	if err != nil {
+		return err
+	}
+	_, err = t.Check(c.Raw, uri, at.host, time.Now())
+	return err
+}
