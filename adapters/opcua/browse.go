@@ -51,16 +51,21 @@ func (s *session) browseOne(ctx context.Context, d *ua.BrowseDescription) ([]*ua
 // browse returns the references of nodes, in as many requests as it takes. A node that
 // the server refuses to browse has none.
 func (s *session) browse(ctx context.Context, nodes []*ua.BrowseDescription) ([][]*ua.ReferenceDescription, error) {
-	var all [][]*ua.ReferenceDescription
+	var requests []ua.Request
 	for part := range chunks(nodes, s.limits.browse, browseNodes) {
-		res, err := ask[*ua.BrowseResponse](ctx, s.ch, s.token, &ua.BrowseRequest{
+		requests = append(requests, &ua.BrowseRequest{
 			View: &ua.ViewDescription{ViewID: ua.NewTwoByteNodeID(0)}, RequestedMaxReferencesPerNode: browseRefs, NodesToBrowse: part,
 		})
-		if err != nil {
-			return nil, err
-		}
-		if len(res.Results) != len(part) {
-			return nil, fmt.Errorf("the server answers %d of %d browses", len(res.Results), len(part))
+	}
+	answers, err := s.askAll(ctx, requests)
+	if err != nil {
+		return nil, err
+	}
+	var all [][]*ua.ReferenceDescription
+	for i, a := range answers {
+		res, ok := a.(*ua.BrowseResponse)
+		if part := requests[i].(*ua.BrowseRequest).NodesToBrowse; !ok || len(res.Results) != len(part) {
+			return nil, fmt.Errorf("the server answers a browse of %d nodes with %T", len(part), a)
 		}
 		at := len(all)
 		var points [][]byte

@@ -90,7 +90,7 @@ const (
 	tickEvery = 250 * time.Millisecond
 
 	retryFirst  = 200 * time.Millisecond // to connect again
-	retryMax    = time.Second
+	retryMax    = 500 * time.Millisecond
 	unfitWait   = 2 * time.Second // after a refusal that has its cause in a configuration
 	refusedWait = 30 * time.Second
 

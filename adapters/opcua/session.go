@@ -423,17 +423,26 @@ func valueOf(i uint32) *ua.ReadValueID {
 
 // learnLimits asks for the limits and the namespaces of the server.
 func (s *session) learnLimits(ctx context.Context) error {
-	limits := []uint32{
+	var nodes []*ua.ReadValueID
+	for _, i := range []uint32{
 		id.Server_ServerCapabilities_OperationLimits_MaxNodesPerRead,
 		id.Server_ServerCapabilities_OperationLimits_MaxNodesPerBrowse,
 		id.Server_ServerCapabilities_OperationLimits_MaxMonitoredItemsPerCall,
+	} {
+		nodes = append(nodes, valueOf(i))
+	}
+	values, err := s.readAll(ctx, nodes)
+	if errors.Is(err, statusError{ua.StatusBadTooManyOperations}) { // not even three
+		s.limits.read = 1
+		values, err = s.readAll(ctx, nodes)
+	}
+	if err != nil {
+		return fmt.Errorf("cannot ask for the limits of the server: %w", err)
 	}
 	for i, to := range []*uint32{&s.limits.read, &s.limits.browse, &s.limits.monitor} {
-		values, err := s.readAll(ctx, []*ua.ReadValueID{valueOf(limits[i])}) // one by one: the limit of reads is not known yet
-		if err != nil {
-			return fmt.Errorf("cannot ask for the limits of the server: %w", err)
+		if n, ok := valueAs[uint32](values[i]); ok {
+			*to = n
 		}
-		*to, _ = valueAs[uint32](values[0])
 	}
 	return s.learnNamespaces(ctx)
 }
@@ -452,18 +461,64 @@ func (s *session) learnNamespaces(ctx context.Context) error {
 
 // readAll reads in as many requests as the limits want. Every node has an answer.
 func (s *session) readAll(ctx context.Context, nodes []*ua.ReadValueID) ([]*ua.DataValue, error) {
+	var requests []ua.Request
+	for part := range chunks(nodes, s.limits.read, readNodes) {
+		requests = append(requests, &ua.ReadRequest{TimestampsToReturn: ua.TimestampsToReturnBoth, NodesToRead: part})
+	}
+	answers, err := s.askAll(ctx, requests)
+	if err != nil {
+		return nil, err
+	}
 	var all []*ua.DataValue
-	for part := range chunks(nodes, s.limits.read, 500) {
-		res, err := ask[*ua.ReadResponse](ctx, s.ch, s.token, &ua.ReadRequest{TimestampsToReturn: ua.TimestampsToReturnBoth, NodesToRead: part})
-		if err != nil {
-			return nil, err
-		}
-		if len(res.Results) != len(part) {
-			return nil, fmt.Errorf("the server answers %d of %d reads", len(res.Results), len(part))
+	for i, a := range answers {
+		res, ok := a.(*ua.ReadResponse)
+		if part := requests[i].(*ua.ReadRequest).NodesToRead; !ok || len(res.Results) != len(part) {
+			return nil, fmt.Errorf("the server answers a read of %d nodes with %T", len(part), a)
 		}
 		all = append(all, res.Results...)
 	}
 	return all, nil
+}
+
+// readNodes are read with one request at most, and inFlight requests sent before the
+// first is answered: a server that answers one after the other need not wait for us.
+const (
+	readNodes = 500
+	inFlight  = 4
+)
+
+// askAll sends requests and returns their answers, in order.
+func (s *session) askAll(ctx context.Context, requests []ua.Request) ([]ua.Response, error) {
+	answers := make([]ua.Response, len(requests))
+	to := make(chan answer, inFlight)
+	at := map[uint32]int{}
+	timer := time.NewTimer(s.ch.timeout)
+	defer timer.Stop()
+	for next, left := 0, len(requests); left > 0; {
+		for next < len(requests) && len(at) < inFlight {
+			id, err := s.ch.send(requests[next], s.token, s.ch.timeout, to)
+			if err != nil {
+				return nil, err
+			}
+			at[id] = next
+			next++
+		}
+		select {
+		case a := <-to:
+			if a.err != nil {
+				return nil, a.err
+			}
+			answers[at[a.id]] = a.res
+			delete(at, a.id)
+			left--
+			timer.Reset(s.ch.timeout)
+		case <-timer.C:
+			return nil, errNoAnswer
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+	return answers, nil
 }
 
 // chunks yields a list in parts that a limit allows.
