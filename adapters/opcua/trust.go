@@ -275,8 +275,10 @@ func (all *trusted) signed(c *x509.Certificate, rest []byte, now time.Time) erro
 		return errors.New("there is no authority")
 	}
 	o := x509.VerifyOptions{Roots: x509.NewCertPool(), Intermediates: x509.NewCertPool(), CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}
-	if now.After(c.NotAfter) || now.Before(c.NotBefore) {
-		o.CurrentTime = c.NotBefore // the dates are told of in their own words
+	if now.After(c.NotAfter) { // the dates are told of in their own words
+		o.CurrentTime = c.NotAfter
+	} else if now.Before(c.NotBefore) {
+		o.CurrentTime = c.NotBefore
 	}
 	for _, a := range all.authorities {
 		o.Roots.AddCert(a)
