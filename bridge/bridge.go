@@ -56,6 +56,8 @@ type Options struct {
 
 	Down *Downward // nil: nothing is subscribed, and what comes all the same is declined
 
+	Canary string // topic for Probe; "" is none
+
 	// Dial opens the connection; nil is TCP for mqtt://. It must look the name up
 	// each time and end when ctx does.
 	Dial   func(ctx context.Context, u *url.URL) (net.Conn, error)
@@ -119,8 +121,9 @@ type Bridge struct {
 	sent, delivered, parked, expired, refused, uncertain atomic.Uint64
 	cameDown, lostDown, refusedDown                      atomic.Uint64
 
-	inbox inbox
-	up    atomic.Bool // connected
+	inbox  inbox
+	canary canary
+	up     atomic.Bool // connected
 
 	mu     sync.Mutex // guards what follows
 	status Status

@@ -87,29 +87,46 @@ func (in *inbox) begin(c *conn, known []uint16, fresh bool) {
 
 // subscribe asks the upstream for what is to come down.
 func (c *conn) subscribe() error {
-	down := c.b.o.Down
-	if down == nil || len(down.Filters) == 0 {
-		return nil
-	}
 	p := packets.Subscribe{PacketID: idSubscribe, Properties: &packets.Properties{}}
-	for _, f := range down.Filters {
+	for _, f := range c.b.filters() {
 		// Retained messages come with a new subscription only; ours never.
 		p.Subscriptions = append(p.Subscriptions, packets.SubOptions{Topic: f.Topic, QoS: f.QoS, NoLocal: true, RetainAsPublished: true, RetainHandling: 1})
+	}
+	if c.b.o.Canary != "" {
+		p.Subscriptions = append(p.Subscriptions, c.canaryFilter())
+	}
+	if len(p.Subscriptions) == 0 {
+		return nil
 	}
 	_, err := p.WriteTo(c.w)
 	return err
 }
 
+// filters are those of what is to come down.
+func (b *Bridge) filters() []Filter {
+	if b.o.Down == nil {
+		return nil
+	}
+	return b.o.Down.Filters
+}
+
 func (c *conn) subscribed(p *packets.Suback) {
+	filters := c.b.filters()
 	for i, code := range p.Reasons {
-		if code >= codeRefused && c.b.o.Down != nil && i < len(c.b.o.Down.Filters) {
-			c.b.log.Error("upstream refused a subscription: nothing comes down for it", "filter", c.b.o.Down.Filters[i].Topic, "reason", refusal(code, ""))
+		switch {
+		case i == len(filters) && c.b.o.Canary != "":
+			c.canarySubscribed(code)
+		case code >= codeRefused && i < len(filters):
+			c.b.log.Error("upstream refused a subscription: nothing comes down for it", "filter", filters[i].Topic, "reason", refusal(code, ""))
 		}
 	}
 }
 
 // arrived takes a message from the upstream.
 func (c *conn) arrived(p *packets.Publish) error {
+	if c.canaryCame(p) {
+		return nil
+	}
 	if c.b.o.Down == nil {
 		return c.decline(p)
 	}

@@ -35,7 +35,9 @@ func (c *conn) read() error {
 			err = c.completed(p)
 		case packets.SUBACK:
 			c.subscribed(p.content.(*packets.Suback))
-		case packets.UNSUBACK, packets.PINGRESP:
+		case packets.PINGRESP:
+			c.b.pong()
+		case packets.UNSUBACK:
 			// a sign of life
 		case packets.DISCONNECT:
 			return &ReasonError{Packet: "DISCONNECT", Code: p.code, Reason: p.reason}

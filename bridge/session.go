@@ -193,9 +193,7 @@ func (c *conn) releaseOnly(d *buffer.Delivery, out buffer.Outcome) bool {
 // a repeat. It reports false if that has to wait.
 func (c *conn) closeGap(lane int, ordinal uint64) bool {
 	at := &c.b.progress[lane]
-	if c.next[lane] < ordinal && ordinal-1 > c.resumed[lane] {
-		c.window.pass(c.b.out[lane], ordinal-1)
-	}
+	gap := c.next[lane] < ordinal
 	for last := min(ordinal-1, at.written); c.next[lane] <= last; c.next[lane]++ {
 		n := c.next[lane]
 		unseen := n > at.seen && n <= at.began
@@ -206,6 +204,9 @@ func (c *conn) closeGap(lane int, ordinal uint64) bool {
 			return false
 		}
 		delete(at.open, n)
+	}
+	if gap && ordinal-1 > c.resumed[lane] {
+		c.window.pass(c.b.out[lane], ordinal-1)
 	}
 	c.next[lane] = max(c.next[lane], ordinal+1)
 	return true

@@ -389,12 +389,12 @@ func (w *window) toCommit() (c commit) {
 func (w *window) committed(c commit, dst []byte) []byte {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.moved = time.Now()
 	for _, at := range c.ids {
 		f := w.flights[at.id]
 		if f == nil || f.Ordinal != at.ordinal || f.Outbox != at.outbox {
 			continue
 		}
+		w.moved = time.Now() // marks alone are no news of the upstream
 		f.state, f.outcome = released, buffer.Delivered
 		w.held--
 		dst = appendPubrel(dst, at.id)

@@ -49,6 +49,9 @@ func Check(c *config.Config) []config.Problem {
 			}
 		}
 	}
+	if h := c.HTTP; h != nil {
+		problems = append(problems, config.Problem{Pos: h.Pos, Text: "http: this version serves /livez, /readyz and /health; the dashboard, REST API and metrics are not in it", Warning: true})
+	}
 	return append(problems, idleDeadbands(c)...)
 }
 

@@ -88,6 +88,9 @@ func (b *bridgeLook) samples(now time.Time) []alarm.Sample {
 	return []alarm.Sample{down, twin, parked}
 }
 
+// forUpstream reports whether an outbox is a bridge's.
+func forUpstream(o *buffer.Outbox) bool { return strings.HasPrefix(o.Name(), bridgeOutbox) }
+
 // watch has the alarms look at bridges too.
 func (a *alarms) watch(bridges []*upstream) {
 	for _, u := range bridges {
@@ -171,7 +174,7 @@ func (a *alarms) samples() []alarm.Sample {
 		all = append(all, alarm.Sample{Name: alarm.BufferFill, Value: float64(s.DiskBytes) / float64(a.max)})
 	}
 	// What waits for sessions of the local broker waits for clients that are away.
-	age, _ := a.buffer.OldestAge(func(o *buffer.Outbox) bool { return strings.HasPrefix(o.Name(), bridgeOutbox) })
+	age, _ := a.buffer.OldestAge(forUpstream)
 	all = append(all, alarm.Sample{Name: alarm.BufferAge, Value: age.Seconds()}, a.drops())
 	for _, b := range a.bridges {
 		all = append(all, b.samples(time.Now())...)

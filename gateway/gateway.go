@@ -15,15 +15,18 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/fieldferry/fieldferry/adapters"
 	"github.com/fieldferry/fieldferry/bridge"
 	"github.com/fieldferry/fieldferry/buffer"
 	"github.com/fieldferry/fieldferry/buffer/log"
 	"github.com/fieldferry/fieldferry/gateway/config"
+	"github.com/fieldferry/fieldferry/gateway/health"
 	"github.com/fieldferry/fieldferry/localbroker"
 )
 
@@ -48,6 +51,12 @@ type Gateway struct {
 	alarms  *alarms
 	field   *field
 	links   []adapters.Link
+	canary  *canary
+	health  *health.Checker
+	control *web // nil if there is none
+	http    *web // nil if there is none
+	started time.Time
+	pid     int
 
 	stopLinks chan struct{} // closed by StopLinks
 	linksOnce sync.Once
@@ -65,7 +74,7 @@ func Open(c *config.Config, o Options) (*Gateway, error) {
 	if missing := Unsupported(c); len(missing) > 0 {
 		return nil, join(missing)
 	}
-	g := &Gateway{config: c, log: o.Logger, clock: o.Clock, version: o.Version, stopLinks: make(chan struct{})}
+	g := &Gateway{config: c, log: o.Logger, clock: o.Clock, version: o.Version, started: time.Now().UTC(), pid: os.Getpid(), stopLinks: make(chan struct{})}
 	if err := g.open(); err != nil {
 		return nil, errors.Join(err, g.Close())
 	}
@@ -122,7 +131,27 @@ func (g *Gateway) open() (err error) {
 	if g.field.memory, err = openAlerts(filepath.Join(c.Gateway.DataDir, "alerts.db"), g.field.order, g.log.With("part", "alerts")); err != nil {
 		return dataDirError(c, err)
 	}
-	return listen(g.broker, c)
+	if err := listen(g.broker, c); err != nil {
+		return err
+	}
+	return g.openHealth()
+}
+
+// openHealth makes what tells others how the gateway stands.
+func (g *Gateway) openHealth() (err error) {
+	if g.canary, err = openCanary(g.buffer, g.broker); err != nil {
+		return err
+	}
+	g.health = g.newHealth()
+	control, failed := g.openControl()
+	if failed != nil { // the gateway does its work without
+		g.log.Warn("`fieldferry status` will not reach this gateway", "err", failed)
+	}
+	g.control = control
+	if g.config.HTTP != nil {
+		g.http, err = g.openHTTP(g.config.HTTP)
+	}
+	return err
 }
 
 // join makes problems an error, one a line.
@@ -169,6 +198,12 @@ func (g *Gateway) Run(ctx context.Context) error {
 	broker := newStage(ctx, fail)
 	broker.run("broker", g.broker.Run)
 	broker.run("alarms", g.alarms.Run)
+	asked := newStage(ctx, fail)
+	for _, w := range []*web{g.control, g.http} {
+		if w != nil {
+			asked.run("http", w.run)
+		}
+	}
 	links := newStage(ctx, fail)
 	for _, l := range g.links {
 		links.run("adapter "+l.String(), func(ctx context.Context) error { return l.Run(ctx, g.field) })
@@ -181,7 +216,7 @@ func (g *Gateway) Run(ctx context.Context) error {
 		<-ctx.Done()
 	}
 	g.log.Info("gateway stops")
-	for _, s := range []*stage{links, broker, state, bridges} {
+	for _, s := range []*stage{asked, links, broker, state, bridges} {
 		s.stop()
 	}
 	var failed *partError
@@ -199,6 +234,9 @@ func (g *Gateway) StopLinks() { g.linksOnce.Do(func() { close(g.stopLinks) }) }
 // durable. Run must have returned.
 func (g *Gateway) Close() error {
 	var errs []error
+	g.control.close()
+	g.http.close()
+	g.canary.close()
 	for _, u := range g.bridges {
 		u.reader.Close()
 	}

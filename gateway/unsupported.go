@@ -10,9 +10,6 @@ import (
 // Such a part is never left out silently: the gateway does not start.
 func Unsupported(c *config.Config) []config.Problem {
 	u := &unsupported{}
-	if c.HTTP != nil {
-		u.add(c.HTTP.Pos, "http", "the dashboard, REST API and metrics are")
-	}
 	if c.Gateway.Time.Hold {
 		u.add(c.Gateway.Time.Pos, "gateway.time.unsynced: hold", "holding messages back until the clock is right is")
 	}

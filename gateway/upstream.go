@@ -83,6 +83,7 @@ func openUpstream(c *config.Config, b *config.Bridge, buf *buffer.Buffer, log *s
 		Limit:         bridge.Limit{Messages: b.Limit.MessagesPerSecond, Bytes: b.Limit.BytesPerSecond},
 		Logger:        log,
 	}
+	o.Canary, _ = u.mapper.UpstreamTopic(c.Gateway.ID, "canary") // without a topic there is none
 	for _, url := range b.Upstream {
 		o.Upstream = append(o.Upstream, url.String())
 	}
@@ -99,10 +100,16 @@ func openUpstream(c *config.Config, b *config.Bridge, buf *buffer.Buffer, log *s
 	return u, nil
 }
 
-func mapperOptions(c *config.Config, b *config.Bridge, outboxes bridge.Outboxes, buf *buffer.Buffer, log *slog.Logger) bridge.MapperOptions {
+// numbered is a data folder in one of its process lives.
+type numbered interface {
+	Origin() string
+	Boot() uint32
+}
+
+func mapperOptions(c *config.Config, b *config.Bridge, outboxes bridge.Outboxes, of numbered, log *slog.Logger) bridge.MapperOptions {
 	o := bridge.MapperOptions{
 		Gateway: c.Gateway.ID, Org: c.Gateway.Org, Site: c.Gateway.Site,
-		Origin: buf.Origin(), Boot: buf.Boot(),
+		Origin: of.Origin(), Boot: of.Boot(),
 		Topic: b.Topic, Data: make(map[string]bridge.Data), Outboxes: outboxes,
 		Unknown: func(device, yaml string) {
 			log.Warn("a device that is not in the site file is not bridged; add it, for example as this", "device", device, "yaml", yaml)
