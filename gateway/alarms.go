@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/fieldferry/fieldferry/adapters"
 	"github.com/fieldferry/fieldferry/bridge"
 	"github.com/fieldferry/fieldferry/buffer"
 	"github.com/fieldferry/fieldferry/buffer/log"
@@ -42,6 +43,7 @@ type alarms struct {
 
 	rejected uint64 // appends that failed, at the last look
 	bridges  []*bridgeLook
+	links    []adapters.Link // whose certificates are watched
 
 	mu       sync.Mutex       // guards what follows
 	verified *buffer.Verified // the last recount; nil before the first
@@ -182,6 +184,7 @@ func (a *alarms) samples() []alarm.Sample {
 	if free, ok := diskFree(a.dir); ok {
 		all = append(all, alarm.Sample{Name: alarm.DiskFree, Value: free})
 	}
+	all = append(all, expirySamples(a.links, time.Now())...)
 	if c, ok := a.clock.(log.SyncedClock); ok {
 		all = append(all, alarm.Sample{Name: alarm.Clock, Value: number(!c.Synced())})
 	}

@@ -2,9 +2,11 @@ package gateway
 
 import (
 	"maps"
+	"time"
 
 	"github.com/fieldferry/fieldferry/adapters"
 	"github.com/fieldferry/fieldferry/adapters/opcua"
+	"github.com/fieldferry/fieldferry/gateway/alarm"
 	"github.com/fieldferry/fieldferry/gateway/config"
 )
 
@@ -47,4 +49,27 @@ func opcuaPoint(p *config.Point) opcua.Point {
 		out.Write = &opcua.Write{Min: w.Min, Max: w.Max, Values: w.Values, Pulse: w.Pulse}
 	}
 	return out
+}
+
+// expirySamples are how long the certificates of links are good for.
+func expirySamples(links []adapters.Link, now time.Time) (all []alarm.Sample) {
+	for _, l := range links {
+		c, ok := l.(interface{ Certificates() []opcua.Certificate })
+		if !ok {
+			continue
+		}
+		// The soonest stands for both: one subject has one alarm.
+		var soonest opcua.Certificate
+		for _, cert := range c.Certificates() {
+			if soonest.Until.IsZero() || cert.Until.Before(soonest.Until) {
+				soonest = cert
+			}
+		}
+		if !soonest.Until.IsZero() {
+			all = append(all, alarm.Sample{
+				Name: alarm.CertificateExpiry, Subject: l.String(), Detail: soonest.What, Value: max(0, soonest.Until.Sub(now).Seconds()),
+			})
+		}
+	}
+	return all
 }

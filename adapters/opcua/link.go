@@ -26,6 +26,7 @@ type Link struct {
 	session *session // nil: there is none
 	pulses  []pulse  // to be ended
 	failure string   // that was logged last
+	certs   []Certificate
 
 	connected               atomic.Bool
 	connects, polls, failed atomic.Uint64
@@ -217,8 +218,16 @@ func (l *Link) setSession(s *session) {
 	l.session = s
 	l.connected.Store(s != nil)
 	if s != nil {
-		l.failure = ""
+		l.failure, l.certs = "", s.certs
 	}
+}
+
+// Certificates returns those of the last session: ours and the server's. It may be
+// called at any time.
+func (l *Link) Certificates() []Certificate {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.certs
 }
 
 // open returns the session, if there is one.

@@ -16,6 +16,8 @@ const (
 	BridgeDown      = "bridge-down"
 	BridgeTwin      = "bridge-twin"
 	BridgeParked    = "bridge-parked"
+
+	CertificateExpiry = "certificate-expiry"
 )
 
 // Rule is a row of the table: when an alarm is raised, and what it says.
@@ -84,6 +86,10 @@ func Table() []Rule {
 		{
 			Name: Fsync, Unit: Seconds, Warning: 0.1, Critical: 1,
 			Text: "{detail} {value} or longer: the disk is slow, worn or busy; a longer buffer.linger makes fewer commits",
+		},
+		{
+			Name: CertificateExpiry, Unit: Seconds, Below: true, Warning: 30 * 24 * 3600, Critical: 3 * 24 * 3600,
+			Text: "{detail} of adapter {subject} is good for {value} only: make a new one and have the other side trust it, or values stop then",
 		},
 		{
 			Name: Clock, Unit: Count, Warning: 1, For: time.Minute,
