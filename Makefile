@@ -44,6 +44,7 @@ bench:
 	$(GO) run ./cmd/fieldbench broker
 	$(GO) run ./cmd/fieldbench bridge
 	$(GO) run ./cmd/fieldbench modbus
+	$(GO) run ./cmd/fieldbench opcua
 
 clean:
 	rm -rf bin
