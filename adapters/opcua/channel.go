@@ -2,6 +2,7 @@ package opcua
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/rsa"
@@ -26,12 +27,16 @@ var (
 )
 
 // channelLife is for how long keys are asked for. OPC UA Part 4 §5.6.2.
-const channelLife = time.Hour
+const (
+	channelLife = time.Hour
+	minLife     = 100 * time.Millisecond // less is a mistake of the server
+)
 
 // security is how a channel is secured.
 type security struct {
 	policy string // URI
 	mode   ua.MessageSecurityMode
+	life   time.Duration // of keys; 0 is channelLife
 
 	// Not of the policy None.
 	cert      []byte // ours, DER
@@ -174,7 +179,7 @@ func (c *channel) keepFresh(ctx context.Context, life time.Duration) {
 // renew asks for keys, and returns for how long they are good.
 func (c *channel) renew(ctx context.Context, kind ua.SecurityTokenRequestType) (time.Duration, error) {
 	req := &ua.OpenSecureChannelRequest{
-		RequestType: kind, SecurityMode: c.sec.mode, RequestedLifetime: uint32(channelLife / time.Millisecond),
+		RequestType: kind, SecurityMode: c.sec.mode, RequestedLifetime: uint32(cmp.Or(c.sec.life, channelLife) / time.Millisecond),
 	}
 	if c.sec.on() {
 		req.ClientNonce = make([]byte, c.asym.NonceLength())
@@ -196,8 +201,8 @@ func (c *channel) renew(ctx context.Context, kind ua.SecurityTokenRequestType) (
 func (c *channel) opened(res *ua.OpenSecureChannelResponse) error {
 	t := res.SecurityToken
 	k := &keys{token: t.TokenID, life: time.Duration(t.RevisedLifetime) * time.Millisecond}
-	if k.life < time.Second {
-		k.life = channelLife
+	if asked := cmp.Or(c.sec.life, channelLife); k.life < minLife || k.life > asked {
+		k.life = asked
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()

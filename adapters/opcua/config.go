@@ -27,6 +27,8 @@ type Config struct {
 
 	Devices []Device
 	Log     *slog.Logger // nil discards
+
+	life time.Duration // of the channel's keys; 0 is an hour
 }
 
 // User is who we are to the server, beside the certificate of the channel: a name and

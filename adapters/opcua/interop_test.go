@@ -175,7 +175,12 @@ func pressPoint(name string) Point {
 // makeCertificate makes a certificate of an application and its key, as files.
 func makeCertificate(t *testing.T, dir, uri string, hosts []string, from, to time.Time) (cert, key string) {
 	t.Helper()
-	k, err := rsa.GenerateKey(rand.Reader, 2048)
+	return makeLongCertificate(t, 2048, dir, uri, hosts, from, to)
+}
+
+func makeLongCertificate(t *testing.T, bits int, dir, uri string, hosts []string, from, to time.Time) (cert, key string) {
+	t.Helper()
+	k, err := rsa.GenerateKey(rand.Reader, bits)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -546,4 +551,78 @@ func TestInteropSampling(t *testing.T) {
 		last, before = v, e.time
 	}
 	t.Logf("60 values in order, %d skipped by the server", missing)
+}
+
+// TestInteropLongKeys has keys of more than 2048 bits, whose padding is another, and
+// messages of many chunks both ways.
+func TestInteropLongKeys(t *testing.T) {
+	dir := t.TempDir()
+	from, to := time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
+	cert, key := makeLongCertificate(t, 4096, filepath.Join(dir, "server"), "urn:test:long", []string{"127.0.0.1"}, from, to)
+	s := startNode(t, map[string]any{"cert": cert, "key": key, "uri": "urn:test:long"})
+	c := s.secured(dir)
+	c.Devices = []Device{pressDevice(pressPoint("String"))}
+	c.Devices[0].Points[0].Write = &Write{}
+	c.User = &User{Name: "gateway", Password: func() (string, error) { return "secret", nil }}
+	for _, bits := range []int{2048, 3072} {
+		c.Cert, c.Key = makeLongCertificate(t, bits, filepath.Join(dir, fmt.Sprint(bits)), ApplicationURI("gw-test"), nil, from, to)
+		for _, policy := range []string{"Basic256Sha256", "Aes128_Sha256_RsaOaep", "Aes256_Sha256_RsaPss"} {
+			for _, mode := range []string{"Sign", "SignAndEncrypt"} {
+				t.Run(fmt.Sprintf("%d/%s/%s", bits, policy, mode), func(t *testing.T) {
+					c := c
+					c.Policy, c.Mode = policy, mode
+					client, err := Dial(context.Background(), c)
+					if err != nil {
+						t.Fatal(err)
+					}
+					defer client.Close()
+					for _, n := range []int{1, 17, 60_000, 300_000} {
+						text := strings.Repeat("x", n)
+						samples, err := client.Write(context.Background(), "press", []adapters.Assignment{{Point: "string", Value: adapters.String(text)}})
+						if err != nil {
+							t.Fatal(err)
+						}
+						if samples[0].Value.Text() != text {
+							t.Fatalf("a text of %d bytes comes back as one of %d", n, len(samples[0].Value.Text()))
+						}
+					}
+				})
+			}
+		}
+	}
+}
+
+// TestInteropRenewal has keys that last for two seconds: values go on while they are
+// changed.
+func TestInteropRenewal(t *testing.T) {
+	s := startNode(t, nil)
+	for _, mode := range []string{"Sign", "SignAndEncrypt", "None"} {
+		t.Run(mode, func(t *testing.T) {
+			c := s.secured(t.TempDir())
+			c.life = 2 * time.Second
+			c.Devices = []Device{pressDevice(pressPoint("Counter"))}
+			if c.Mode = mode; mode == "None" {
+				c.Policy = "None"
+			}
+			l, tape, _ := run(t, c)
+			_, at := tape.await(t, 0, "a value", isGood("counter"))
+			session, err := l.open()
+			if err != nil {
+				t.Fatal(err)
+			}
+			token := func() uint32 {
+				session.ch.mu.Lock()
+				defer session.ch.mu.Unlock()
+				return session.ch.current.token
+			}
+			seen := map[uint32]bool{token(): true}
+			for len(seen) < 4 {
+				_, at = tape.await(t, at, "a value", isGood("counter"))
+				seen[token()] = true
+			}
+			if n := l.Stats().Connects; n != 1 {
+				t.Errorf("%d connections", n)
+			}
+		})
+	}
 }

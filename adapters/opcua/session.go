@@ -217,7 +217,7 @@ func connect(ctx context.Context, c *Config, old *orphan) (*session, error) {
 	if err != nil {
 		return nil, err
 	}
-	sec := security{policy: policyURI(c.Policy), mode: modes[c.Mode]}
+	sec := security{policy: policyURI(c.Policy), mode: modes[c.Mode], life: c.life}
 	var certs []Certificate
 	uri := ApplicationURI(c.Gateway)
 	if c.secure() {
