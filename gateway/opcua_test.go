@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/fieldferry/fieldferry/adapters"
 	"github.com/fieldferry/fieldferry/adapters/opcua"
@@ -96,7 +97,7 @@ adapters:
 		}},
 	}
 	got.User = nil
-	if d := cmp.Diff(want, got); d != "" {
+	if d := cmp.Diff(want, got, cmpopts.IgnoreUnexported(opcua.Config{})); d != "" {
 		t.Error(d)
 	}
 	if len(shown) != 1 || shown[0] != "press-1" {

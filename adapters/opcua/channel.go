@@ -71,10 +71,11 @@ type channel struct {
 
 	mu      sync.Mutex // guards what follows
 	id      uint32
-	current *keys   // that we send with
-	known   []*keys // that may still come, the newest last
-	nonce   []byte  // ours, of the keys that were asked for
-	lastID  uint32  // of a request
+	current *keys     // that we send with
+	known   []*keys   // that may still come, the newest last
+	nonce   []byte    // ours, of the keys that were asked for
+	lastID  uint32    // of a request
+	asked   time.Time // when that was sent
 	calls   map[uint32]chan<- answer
 	err     error // why the channel is of no further use
 }
@@ -254,6 +255,7 @@ func (c *channel) send(req ua.Request, auth *ua.NodeID, hint time.Duration, to c
 	}
 	c.lastID++
 	id = c.lastID
+	c.asked = time.Now()
 	c.calls[id] = to
 	c.mu.Unlock()
 	if auth == nil {
@@ -523,6 +525,13 @@ func decodeResponse(b []byte) (ua.Response, error) {
 		return nil, fmt.Errorf("cannot decode what came: %T has no header", v)
 	}
 	return res, nil
+}
+
+// idle is for how long nothing was asked.
+func (c *channel) idle() time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return time.Since(c.asked)
 }
 
 // deliver hands an answer to who waits for it, if somebody still does.

@@ -84,7 +84,8 @@ const (
 	dialTimeout    = 2 * time.Second
 	connectTimeout = 8 * time.Second // all that a session takes to begin
 	closeTimeout   = time.Second
-	sessionTimeout = 20 * time.Second // that the server keeps a session which says nothing
+	pulseTimeout   = 500 * time.Millisecond // of one try to end a pulse: nothing else is seen to meanwhile
+	sessionTimeout = 20 * time.Second       // that the server keeps a session which says nothing
 
 	silence   = 3 * time.Second // nothing came from the server: it is lost
 	probeIdle = time.Second     // nothing came: it is asked

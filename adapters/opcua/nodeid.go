@@ -65,7 +65,7 @@ func parseNode(s string) (nodeRef, error) {
 		r.id = func(ns uint16) *ua.NodeID { return ua.NewGUIDNodeID(ns, id) }
 	case 'b':
 		b, err := base64.StdEncoding.DecodeString(id)
-		if err != nil {
+		if err != nil || strings.ContainsAny(id, "\r\n") { // which it passes over
 			return wrong()
 		}
 		r.id = func(ns uint16) *ua.NodeID { return ua.NewByteStringNodeID(ns, b) }

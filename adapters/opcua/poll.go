@@ -19,6 +19,7 @@ type bus struct {
 	last   map[*adapters.Device]time.Time // of the readings
 	until  time.Time                      // no attempt before
 	reason error                          // of the last one
+	ending func() bool                    // the link is to stop
 }
 
 func newBus(l *Link) *bus {
@@ -45,38 +46,25 @@ func (b *bus) plan() {
 	}
 }
 
-// poll runs the poller.
+// poll runs the poller, and beside it what a session needs that is not polled all the
+// time.
 func (l *Link) poll(ctx context.Context, sink adapters.Sink) error {
+	l.bus.ending = func() bool { return ctx.Err() != nil }
 	end := make(chan struct{})
-	var pulses chan struct{}
-	if l.canPulse() {
-		pulses = make(chan struct{})
-		go func() { // ends pulses; poll waits for it
-			defer close(pulses)
-			l.pulseUntil(end)
-		}()
-	}
+	tended := make(chan struct{})
+	go func() { // poll waits for it
+		defer close(tended)
+		l.tend(end)
+	}()
 	err := l.poller.Run(ctx, sink)
 	close(end)
-	if pulses != nil {
-		<-pulses
-	}
+	<-tended
 	return err
 }
 
-func (l *Link) canPulse() bool {
-	for _, d := range l.devices {
-		for _, p := range d.points {
-			if p.Write != nil && p.Write.Pulse > 0 {
-				return true
-			}
-		}
-	}
-	return false
-}
-
-// pulseUntil ends pulses when they are due.
-func (l *Link) pulseUntil(end <-chan struct{}) {
+// tend ends pulses when they are due, and asks for something when a session would else
+// be taken for forgotten.
+func (l *Link) tend(end <-chan struct{}) {
 	tick := time.NewTicker(tickEvery)
 	defer tick.Stop()
 	for {
@@ -84,12 +72,17 @@ func (l *Link) pulseUntil(end <-chan struct{}) {
 		case <-end:
 			return
 		case <-tick.C:
-			if s, err := l.open(); err == nil {
-				ctx, cancel := context.WithTimeout(context.Background(), l.config.Timeout)
-				_ = l.endPulses(ctx, s, false) // it is logged
-				cancel()
-			}
 		}
+		s, err := l.open()
+		if err != nil {
+			continue
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), l.config.Timeout)
+		_ = l.endPulses(ctx, s, false) // it is logged
+		if s.ch.idle() > s.timeout/3 {
+			_ = s.learnNamespaces(ctx) // the next poll finds out if it fails
+		}
+		cancel()
 	}
 }
 
@@ -112,7 +105,9 @@ func (b *bus) Open(ctx context.Context) error {
 
 // Close implements adapters.Bus.
 func (b *bus) Close() error {
-	_ = b.link.finishPulses(b.s) // it is logged
+	if b.ending() { // else the next session does
+		_ = b.link.finishPulses(b.s) // it is logged
+	}
 	b.link.setSession(nil)
 	b.old = b.s.close(closeTimeout)
 	b.s = nil

@@ -28,6 +28,8 @@ type session struct {
 	limits limits
 	certs  []Certificate
 
+	timeout time.Duration // that the server keeps it when we ask for nothing
+
 	mu    sync.Mutex            // guards what follows
 	uris  []string              // of the namespaces
 	types map[string]variable   // of what was written, by node id
@@ -322,6 +324,10 @@ func (s *session) begin(ctx context.Context, c *Config, e *ua.EndpointDescriptio
 		return fmt.Errorf("cannot begin a session: %w", err)
 	}
 	s.token, s.nonce = res.AuthenticationToken, res.ServerNonce
+	s.timeout = sessionTimeout
+	if ms := res.RevisedSessionTimeout; ms >= 100 && ms < 1e9 {
+		s.timeout = time.Duration(ms * float64(time.Millisecond))
+	}
 	if ch.sec.on() {
 		if !bytes.Equal(firstCertificate(res.ServerCertificate), ch.sec.server) || res.ServerSignature == nil ||
 			ch.asym.VerifySignature(append(bytes.Clone(ch.sec.cert), nonce...), res.ServerSignature.Signature) != nil {
@@ -458,15 +464,27 @@ func (s *session) learnLimits(ctx context.Context) error {
 }
 
 func (s *session) learnNamespaces(ctx context.Context) error {
-	values, err := s.readAll(ctx, []*ua.ReadValueID{valueOf(id.Server_NamespaceArray)})
+	res, err := ask[*ua.ReadResponse](ctx, s.ch, s.token, namespacesRequest())
 	if err != nil {
 		return fmt.Errorf("cannot ask for the namespaces: %w", err)
+	}
+	s.setNamespaces(res.Results)
+	return nil
+}
+
+func namespacesRequest() *ua.ReadRequest {
+	return &ua.ReadRequest{TimestampsToReturn: ua.TimestampsToReturnNeither, NodesToRead: []*ua.ReadValueID{valueOf(id.Server_NamespaceArray)}}
+}
+
+// setNamespaces takes what was read of them.
+func (s *session) setNamespaces(values []*ua.DataValue) {
+	if len(values) != 1 {
+		return
 	}
 	uris, _ := valueAs[[]string](values[0])
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.uris = uris
-	return nil
 }
 
 // readAll reads in as many requests as the limits want. Every node has an answer.

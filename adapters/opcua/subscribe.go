@@ -55,6 +55,9 @@ type serving struct {
 
 	retries  chan answer
 	retrying []*item // that are asked for
+
+	spaces  chan answer // the namespaces
+	spacing bool        // they are asked for
 }
 
 // serve subscribes and tells the sink what comes, until the session is of no further
@@ -63,7 +66,7 @@ func (w *watch) serve(ctx context.Context, s *session) error {
 	now := time.Now()
 	v := &serving{
 		watch: w, s: s, subs: map[uint32]*subscription{}, of: map[time.Duration]*subscription{},
-		probes: make(chan answer, 1), retries: make(chan answer, 1), last: now, turn: now,
+		probes: make(chan answer, 1), retries: make(chan answer, 1), spaces: make(chan answer, 1), last: now, turn: now,
 	}
 	if err := v.subscribe(ctx); err != nil {
 		return err
@@ -93,6 +96,11 @@ func (w *watch) serve(ctx context.Context, s *session) error {
 			err = v.probed(a)
 		case a := <-v.retries:
 			err = v.retried(ctx, a)
+		case a := <-v.spaces:
+			v.spacing = false
+			if r, ok := a.res.(*ua.ReadResponse); ok {
+				s.setNamespaces(r.Results)
+			}
 		case <-tick.C:
 			err = v.look(ctx)
 		}
@@ -405,10 +413,10 @@ func (v *serving) look(ctx context.Context) error {
 		return fmt.Errorf("%w: %w", errStale, errNoAnswer)
 	}
 	v.repeat(ctx, now)
-	if err := v.again(ctx, now); err != nil {
+	if err := v.again(now); err != nil {
 		return err
 	}
-	limited, cancel := context.WithTimeout(ctx, closeTimeout)
+	limited, cancel := context.WithTimeout(ctx, pulseTimeout)
 	defer cancel()
 	_ = v.link.endPulses(limited, v.s, false) // it is logged
 	return nil
@@ -433,7 +441,7 @@ func (v *serving) probed(a answer) error {
 }
 
 // again asks anew for items that the server did not have, one request at a time.
-func (v *serving) again(ctx context.Context, now time.Time) error {
+func (v *serving) again(now time.Time) error {
 	if v.retrying != nil {
 		return nil
 	}
@@ -467,11 +475,10 @@ func (v *serving) again(ctx context.Context, now time.Time) error {
 			return err
 		}
 	}
-	if slices.ContainsFunc(due, func(it *item) bool { return it.node.uri != "" && !slices.Contains(v.s.namespaces(), it.node.uri) }) {
+	if !v.spacing && slices.ContainsFunc(due, func(it *item) bool { return it.node.uri != "" && !slices.Contains(v.s.namespaces(), it.node.uri) }) {
 		// A server that has just started may have its namespaces later.
-		limited, cancel := context.WithTimeout(ctx, closeTimeout)
-		defer cancel()
-		if err := v.s.learnNamespaces(limited); err != nil && isSessionError(err) {
+		v.spacing = true
+		if _, err := v.s.ch.send(namespacesRequest(), v.s.token, v.link.config.Timeout, v.spaces); err != nil {
 			return err
 		}
 	}
