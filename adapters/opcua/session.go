@@ -5,17 +5,13 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/rsa"
-	"crypto/x509"
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"net"
 	"net/url"
-	"strings"
 	"sync"
 	"time"
 
-	"github.com/gopcua/opcua/id"
 	"github.com/gopcua/opcua/ua"
 	"github.com/gopcua/opcua/uapolicy"
 )
@@ -51,163 +47,6 @@ type Certificate struct {
 type orphan struct {
 	token *ua.NodeID
 	nonce []byte
-}
-
-// ask sends a request of a session and returns the answer of its type.
-func ask[R ua.Response](ctx context.Context, ch *channel, token *ua.NodeID, req ua.Request) (R, error) {
-	var none R
-	res, err := ch.call(ctx, req, token)
-	if err != nil {
-		return none, err
-	}
-	r, ok := res.(R)
-	if !ok {
-		return none, fmt.Errorf("the server answers %T with %T", req, res)
-	}
-	return r, nil
-}
-
-// target is where a server is.
-type target struct {
-	url     string
-	address string // host:port
-	host    string
-}
-
-func parseEndpoint(endpoint string) (target, error) {
-	u, err := url.Parse(endpoint)
-	if err != nil || u.Scheme != "opc.tcp" || u.Hostname() == "" {
-		return target{}, fmt.Errorf("%q is no address of an OPC UA server; write one such as opc.tcp://10.0.0.1:4840", endpoint)
-	}
-	port := u.Port()
-	if port == "" {
-		port = "4840" // IANA: opcua-tcp
-	}
-	return target{url: endpoint, host: u.Hostname(), address: net.JoinHostPort(u.Hostname(), port)}, nil
-}
-
-// endpoints asks a server what it offers, and whom.
-func endpoints(ctx context.Context, t target, timeout time.Duration) ([]*ua.EndpointDescription, error) {
-	ch, err := openChannel(ctx, t.address, t.url, security{policy: ua.SecurityPolicyURINone, mode: ua.MessageSecurityModeNone}, timeout)
-	if err != nil {
-		return nil, err
-	}
-	defer ch.close()
-	res, err := ask[*ua.GetEndpointsResponse](ctx, ch, nil, &ua.GetEndpointsRequest{EndpointURL: t.url, LocaleIDs: []string{}, ProfileURIs: []string{}})
-	if err != nil {
-		return nil, fmt.Errorf("cannot ask for the endpoints: %w", err)
-	}
-	return res.Endpoints, nil
-}
-
-// A ConfigError says that a server does not offer, or does not take, what the
-// configuration says: trying again does not change that.
-type ConfigError struct {
-	Text string
-	wait time.Duration // before it is tried again
-}
-
-func (e *ConfigError) Error() string { return e.Text }
-
-func unfit(format string, args ...any) error {
-	return &ConfigError{fmt.Sprintf(format, args...), unfitWait}
-}
-
-// refusedUser says that the server refused who we are, and not to try that often:
-// accounts get locked.
-func refusedUser(format string, args ...any) error {
-	return &ConfigError{fmt.Sprintf(format, args...), refusedWait}
-}
-
-var modes = map[string]ua.MessageSecurityMode{
-	"": ua.MessageSecurityModeNone, "None": ua.MessageSecurityModeNone, "Sign": ua.MessageSecurityModeSign, "SignAndEncrypt": ua.MessageSecurityModeSignAndEncrypt,
-}
-
-var modeNames = map[ua.MessageSecurityMode]string{
-	ua.MessageSecurityModeNone: "None", ua.MessageSecurityModeSign: "Sign", ua.MessageSecurityModeSignAndEncrypt: "SignAndEncrypt",
-}
-
-const policyPrefix = "http://opcfoundation.org/UA/SecurityPolicy#"
-
-func policyURI(name string) string {
-	if name == "" {
-		name = "None"
-	}
-	return policyPrefix + name
-}
-
-// choose returns the endpoint with just the policy and mode that are wanted: nothing
-// that is said before the server is known may lower them.
-func choose(all []*ua.EndpointDescription, policy, mode string) (*ua.EndpointDescription, error) {
-	var offered []string
-	for _, e := range all {
-		if e.TransportProfileURI != "" && !strings.HasSuffix(e.TransportProfileURI, "/uatcp-uasc-uabinary") {
-			continue
-		}
-		if e.SecurityPolicyURI == policyURI(policy) && e.SecurityMode == modes[mode] {
-			return e, nil
-		}
-		offered = append(offered, strings.TrimPrefix(e.SecurityPolicyURI, policyPrefix)+"/"+modeNames[e.SecurityMode])
-	}
-	if offered == nil {
-		return nil, unfit("the server lists no endpoint for this address: write opcua: with the host that it knows itself by")
-	}
-	return nil, unfit("the server does not offer %s/%s, but %s: switch it on there, or change security: in the site file",
-		strings.TrimPrefix(policyURI(policy), policyPrefix), modeNames[modes[mode]], strings.Join(offered, ", "))
-}
-
-// userToken is how we say who we are.
-type userToken struct {
-	policy   *ua.UserTokenPolicy
-	password string
-	id       *identity
-}
-
-// chooseToken finds how the endpoint takes our user.
-func chooseToken(e *ua.EndpointDescription, u *User) (t userToken, err error) {
-	want, name := ua.UserTokenTypeAnonymous, "anonymous users"
-	switch {
-	case u == nil:
-	case u.Cert != "":
-		want, name = ua.UserTokenTypeCertificate, "users with a certificate"
-	default:
-		want, name = ua.UserTokenTypeUserName, "users with name and password"
-	}
-	for _, p := range e.UserIdentityTokens {
-		if p.TokenType != want {
-			continue
-		}
-		policy := p.SecurityPolicyURI
-		if policy == "" {
-			policy = e.SecurityPolicyURI
-		}
-		switch policy {
-		case policyURI("None"), policyURI("Basic256Sha256"), policyURI("Aes128_Sha256_RsaOaep"), policyURI("Aes256_Sha256_RsaPss"):
-		default:
-			continue // broken, or unknown
-		}
-		if policy == policyURI("None") && want != ua.UserTokenTypeAnonymous {
-			continue // a password would go in clear, and a certificate would prove nothing
-		}
-		t.policy = &ua.UserTokenPolicy{PolicyID: p.PolicyID, TokenType: want, SecurityPolicyURI: policy}
-		break
-	}
-	if t.policy == nil {
-		hint := "change user: in the site file"
-		if want == ua.UserTokenTypeUserName {
-			hint = "a password is sent encrypted only; " + hint
-		}
-		return t, unfit("this endpoint of the server does not take %s: allow them there, or %s", name, hint)
-	}
-	if u == nil {
-		return t, nil
-	}
-	if u.Cert != "" {
-		t.id, err = loadIdentity(u.Cert, u.Key)
-	} else if u.Password != nil {
-		t.password, err = u.Password()
-	}
-	return t, err
 }
 
 // connect opens a session as the configuration says. It closes a session of ours that
@@ -316,9 +155,6 @@ func (s *session) begin(ctx context.Context, c *Config, e *ua.EndpointDescriptio
 		EndpointURL: endpointURL(e, t), SessionName: "fieldferry " + c.Gateway + " " + c.Name, ClientNonce: nonce, ClientCertificate: ch.sec.cert,
 		RequestedSessionTimeout: float64(sessionTimeout / time.Millisecond), MaxResponseMessageSize: maxMessage,
 	}
-	if e.Server != nil {
-		req.ServerURI = e.Server.ApplicationURI
-	}
 	res, err := ask[*ua.CreateSessionResponse](ctx, ch, nil, req)
 	if err != nil {
 		return fmt.Errorf("cannot begin a session: %w", err)
@@ -426,145 +262,6 @@ func (s *session) bury(ctx context.Context, c *Config, token userToken, old *orp
 	}
 }
 
-// namespaces returns the URIs of the server's namespaces.
-func (s *session) namespaces() []string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.uris
-}
-
-func valueOf(i uint32) *ua.ReadValueID {
-	return &ua.ReadValueID{NodeID: ua.NewNumericNodeID(0, i), AttributeID: ua.AttributeIDValue, DataEncoding: &ua.QualifiedName{}}
-}
-
-// learnLimits asks for the limits and the namespaces of the server.
-func (s *session) learnLimits(ctx context.Context) error {
-	var nodes []*ua.ReadValueID
-	for _, i := range []uint32{
-		id.Server_ServerCapabilities_OperationLimits_MaxNodesPerRead,
-		id.Server_ServerCapabilities_OperationLimits_MaxNodesPerBrowse,
-		id.Server_ServerCapabilities_OperationLimits_MaxMonitoredItemsPerCall,
-	} {
-		nodes = append(nodes, valueOf(i))
-	}
-	values, err := s.readAll(ctx, nodes)
-	if errors.Is(err, statusError{ua.StatusBadTooManyOperations}) { // not even three
-		s.limits.read = 1
-		values, err = s.readAll(ctx, nodes)
-	}
-	if err != nil {
-		return fmt.Errorf("cannot ask for the limits of the server: %w", err)
-	}
-	for i, to := range []*uint32{&s.limits.read, &s.limits.browse, &s.limits.monitor} {
-		if n, ok := valueAs[uint32](values[i]); ok {
-			*to = n
-		}
-	}
-	return s.learnNamespaces(ctx)
-}
-
-func (s *session) learnNamespaces(ctx context.Context) error {
-	res, err := ask[*ua.ReadResponse](ctx, s.ch, s.token, namespacesRequest())
-	if err != nil {
-		return fmt.Errorf("cannot ask for the namespaces: %w", err)
-	}
-	s.setNamespaces(res.Results)
-	return nil
-}
-
-func namespacesRequest() *ua.ReadRequest {
-	return &ua.ReadRequest{TimestampsToReturn: ua.TimestampsToReturnNeither, NodesToRead: []*ua.ReadValueID{valueOf(id.Server_NamespaceArray)}}
-}
-
-// setNamespaces takes what was read of them.
-func (s *session) setNamespaces(values []*ua.DataValue) {
-	if len(values) != 1 {
-		return
-	}
-	uris, _ := valueAs[[]string](values[0])
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.uris = uris
-}
-
-// readAll reads in as many requests as the limits want. Every node has an answer.
-func (s *session) readAll(ctx context.Context, nodes []*ua.ReadValueID) ([]*ua.DataValue, error) {
-	var requests []ua.Request
-	for part := range chunks(nodes, s.limits.read, readNodes) {
-		requests = append(requests, &ua.ReadRequest{TimestampsToReturn: ua.TimestampsToReturnBoth, NodesToRead: part})
-	}
-	answers, err := s.askAll(ctx, requests)
-	if err != nil {
-		return nil, err
-	}
-	var all []*ua.DataValue
-	for i, a := range answers {
-		res, ok := a.(*ua.ReadResponse)
-		if part := requests[i].(*ua.ReadRequest).NodesToRead; !ok || len(res.Results) != len(part) {
-			return nil, fmt.Errorf("the server answers a read of %d nodes with %T", len(part), a)
-		}
-		all = append(all, res.Results...)
-	}
-	return all, nil
-}
-
-// readNodes are read with one request at most, and inFlight requests sent before the
-// first is answered: a server that answers one after the other need not wait for us.
-const (
-	readNodes = 500
-	inFlight  = 4
-)
-
-// askAll sends requests and returns their answers, in order.
-func (s *session) askAll(ctx context.Context, requests []ua.Request) ([]ua.Response, error) {
-	answers := make([]ua.Response, len(requests))
-	to := make(chan answer, inFlight)
-	at := map[uint32]int{}
-	timer := time.NewTimer(s.ch.timeout)
-	defer timer.Stop()
-	for next, left := 0, len(requests); left > 0; {
-		for next < len(requests) && len(at) < inFlight {
-			id, err := s.ch.send(requests[next], s.token, s.ch.timeout, to)
-			if err != nil {
-				return nil, err
-			}
-			at[id] = next
-			next++
-		}
-		select {
-		case a := <-to:
-			if a.err != nil {
-				return nil, a.err
-			}
-			answers[at[a.id]] = a.res
-			delete(at, a.id)
-			left--
-			timer.Reset(s.ch.timeout)
-		case <-timer.C:
-			return nil, errNoAnswer
-		case <-ctx.Done():
-			return nil, context.Cause(ctx)
-		}
-	}
-	return answers, nil
-}
-
-// chunks yields a list in parts that a limit allows.
-func chunks[T any](list []T, limit uint32, most int) func(yield func([]T) bool) {
-	if limit > 0 {
-		most = min(most, int(limit))
-	}
-	return func(yield func([]T) bool) {
-		for len(list) > 0 {
-			part := list[:min(most, len(list))]
-			list = list[len(part):]
-			if !yield(part) {
-				return
-			}
-		}
-	}
-}
-
 // close ends the session at the server, for which it waits so long, and the channel.
 // If the server does not answer it returns what is to be closed when it does again.
 func (s *session) close(wait time.Duration) *orphan {
@@ -581,38 +278,4 @@ func (s *session) close(wait time.Duration) *orphan {
 		}
 	}
 	return &orphan{s.token, s.nonce}
-}
-
-// ServerCertificate returns the certificate that a server shows, and what it calls
-// itself. Nothing of that is verified.
-func ServerCertificate(ctx context.Context, endpoint string) (*x509.Certificate, string, error) {
-	t, err := parseEndpoint(endpoint)
-	if err != nil {
-		return nil, "", err
-	}
-	all, err := endpoints(ctx, t, answerTimeout)
-	if err != nil {
-		return nil, "", err
-	}
-	for _, e := range all {
-		if c, err := x509.ParseCertificate(firstCertificate(e.ServerCertificate)); err == nil {
-			name := ""
-			if e.Server != nil {
-				name = e.Server.ApplicationURI
-			}
-			return c, name, nil
-		}
-	}
-	return nil, "", errors.New("the server shows no certificate; it may offer no security")
-}
-
-// CheckServer says whether a certificate that the server at an endpoint shows is
-// trusted, as [Trust.Check] has it.
-func CheckServer(t Trust, c *x509.Certificate, uri, endpoint string) error {
-	at, err := parseEndpoint(endpoint)
-	if err != nil {
-		return err
-	}
-	_, err = t.Check(c.Raw, uri, at.host, time.Now())
-	return err
 }
