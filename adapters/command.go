@@ -46,7 +46,7 @@ type Result struct {
 type Writer interface {
 	// Write gives points of a device their values, in order, each at most once,
 	// and returns what it reads back afterwards. It blocks until that is done,
-	// or ctx ends; what is on its way to the device then is not taken back. It
+	// or ctx ends before it has begun; what was begun is finished. It
 	// may be called concurrently, and while Run runs; it fails before and after.
 	// On an error the samples say how far it came: a point that was written and
 	// not read back is Uncertain, one that was not written is missing.
@@ -54,6 +54,14 @@ type Writer interface {
 	// it: true for none, the value itself for one, a list for several; what it
 	// returns is its sample.
 	Write(ctx context.Context, device string, values []Assignment) ([]Sample, error)
+}
+
+// A Checker is a link that can say of a write or read that it is not possible, without
+// sending anything: a point that is not there, a value beyond its limits or of another
+// type. The errors begin with the point's name. They may be called at any time.
+type Checker interface {
+	CheckWrite(device string, values []Assignment) error
+	CheckRead(device string, points []string) error
 }
 
 // A Reader is a link that can read when asked, beside its polls.

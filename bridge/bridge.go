@@ -294,7 +294,7 @@ func (c *conn) rewind() {
 // ended.
 func (c *conn) keepOpen() {
 	c.settleDoubt()
-	c.b.noteDown()
+	c.abandon()
 	c.window.open(func(lane int, ordinal uint64) {
 		at := &c.b.progress[lane]
 		if at.open == nil {

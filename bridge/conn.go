@@ -39,6 +39,8 @@ type conn struct {
 	wake    chan struct{}          // to the writer: there is room, or something is owed
 	pubrecs chan struct{}          // to the committer
 	down    chan delivery          // what came from the upstream
+	number  uint64                 // of the session
+	over    <-chan struct{}        // closed when the connection ends
 
 	// The writer's.
 	w         *bufio.Writer
@@ -82,6 +84,7 @@ func newConn(b *Bridge, l *line) *conn {
 // run serves the connection until it fails or ctx ends, and closes it.
 func (c *conn) run(ctx context.Context) error {
 	up, cut := context.WithCancelCause(ctx) // ends with the connection
+	c.over = up.Done()
 	reading, done := make(chan struct{}), make(chan struct{})
 	c.line.onWait = c.wakeOthers // so they get all answers that came together
 	var wg sync.WaitGroup

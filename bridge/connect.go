@@ -132,6 +132,7 @@ func (b *Bridge) login(nc net.Conn, url string) (*conn, error) {
 	if err != nil {
 		return nil, err
 	}
+	c.number = b.session.Number
 	b.inbox.begin(c, b.session.Inbound, !c.limits.sessionPresent)
 	// Bytes are asked for by PINGREQ at 3/4 of keepalive at the latest, so a
 	// silence of 5/4 means that nobody is there.

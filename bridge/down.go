@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"slices"
 	"sync"
 	"time"
@@ -21,8 +20,12 @@ type Downward struct {
 	// Deliver takes a message. r, which must not block, is told once when it is durable
 	// or not to be kept, or that it failed; with an error it is told nothing. Messages
 	// are given one at a time, in the order in which they came. One with QoS 2 is given
-	// once, unless the process dies between its being durable and the note of that.
+	// once, also over a crash, if its Copy is appended in the record that makes it
+	// durable.
 	Deliver func(ctx context.Context, m *Inbound, r buffer.Receipt) error
+
+	// Taken is what remembers those over a restart; nil does not.
+	Taken *Taken
 }
 
 // Filter is a subscription at the upstream.
@@ -39,6 +42,10 @@ type Inbound struct {
 	QoS     byte
 	Retain  bool          // it is a retained one, or was published so
 	Expiry  time.Duration // from now; 0 is never
+
+	// Copy is the copy that belongs into the record of this message, for the class that
+	// it has; nil if there is none.
+	Copy func(buffer.Class) buffer.Copy
 }
 
 const (
@@ -55,8 +62,7 @@ type inbox struct {
 	// By id, what came with QoS 2 and was not released.
 	ids   map[uint16]*arrival
 	queue []*arrival // to be answered in this order [MQTT-4.6.0-2], [MQTT-4.6.0-3]
-	// For the committer: what is to be noted before the answer goes.
-	stored, freed []uint16
+	freed []uint16   // for the committer: what is to be noted before the answer goes
 }
 
 // arrival is a message from the upstream.
@@ -65,7 +71,6 @@ type arrival struct {
 	qos    byte
 	ended  bool // it was stored or refused
 	code   byte // of the answer
-	noted  bool // QoS 2: its id is durable
 	queued bool // in the queue of the connection
 }
 
@@ -73,11 +78,11 @@ type arrival struct {
 func (in *inbox) begin(c *conn, known []uint16, fresh bool) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	in.conn, in.queue, in.stored, in.freed = c, nil, nil, nil
+	in.conn, in.queue, in.freed = c, nil, nil
 	if in.ids == nil || fresh {
 		in.ids = make(map[uint16]*arrival)
 		for _, id := range known {
-			in.ids[id] = &arrival{id: id, qos: 2, ended: true, noted: true}
+			in.ids[id] = &arrival{id: id, qos: 2, ended: true}
 		}
 	}
 	for _, a := range in.ids {
@@ -152,19 +157,24 @@ func (c *conn) arrived(p *packets.Publish) error {
 			in.ids[p.PacketID] = a
 		}
 	}
-	tooMany := len(in.queue) >= maxInFlight
-	if !a.queued && !tooMany {
+	if !a.queued {
 		a.queued = true
 		in.queue = append(in.queue, a)
 	}
 	in.answer()
-	c.recs = c.recs || len(in.stored) > 0
 	in.mu.Unlock()
-	if tooMany {
-		return fmt.Errorf("protocol error: more than our Receive Maximum of %d", maxInFlight)
-	}
 	if !again {
-		c.down <- delivery{m, a} // has room for as many
+		if t := c.b.taken(); t != nil && p.QoS == 2 {
+			number, id := c.number, a.id
+			m.Copy = func(class buffer.Class) buffer.Copy { return t.copyFor(class, number, id) }
+		}
+		// Mosquitto 2.0 counts a QoS 2 message as done at its PUBREC, and sends more than
+		// our Receive Maximum. So what is too much waits in the socket.
+		select {
+		case c.down <- delivery{m, a}:
+		case <-c.over:
+			in.forget(a)
+		}
 	}
 	return nil
 }
@@ -199,12 +209,24 @@ func (c *conn) abandon() {
 	for {
 		select {
 		case d := <-c.down:
-			if d.a.qos == 2 && in.ids[d.a.id] == d.a {
-				delete(in.ids, d.a.id)
-			}
+			in.forgetLocked(d.a)
 		default:
 			return
 		}
+	}
+}
+
+// forget forgets a message that was not handed over, or whose fate is not known: when it
+// comes again, it is taken for a new one.
+func (in *inbox) forget(a *arrival) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.forgetLocked(a)
+}
+
+func (in *inbox) forgetLocked(a *arrival) {
+	if in.ids[a.id] == a {
+		delete(in.ids, a.id)
 	}
 }
 
@@ -225,40 +247,44 @@ func (s stored) Stored(err error) {
 	}
 	in := &s.b.inbox
 	in.mu.Lock()
-	s.a.ended = true
+	c := in.conn
 	switch {
+	case errors.Is(err, buffer.ErrFailed), errors.Is(err, buffer.ErrClosed), errors.Is(err, context.Canceled):
+		// It may be there after a crash all the same, with its id. So it is neither
+		// refused nor taken: the upstream sends it again on another connection.
+		in.forgetLocked(s.a)
+		in.mu.Unlock()
+		if c != nil {
+			c.line.Close()
+		}
+		return
 	case errors.Is(err, buffer.ErrFull):
 		s.a.code = codeQuotaExceeded
 	case err != nil:
 		s.a.code = codeImplementation
 	}
-	if s.a.code != 0 && s.a.qos == 2 && in.ids[s.a.id] == s.a {
-		delete(in.ids, s.a.id)
+	s.a.ended = true
+	if s.a.code != 0 {
+		in.forgetLocked(s.a)
 	}
 	in.answer()
-	c := in.conn
 	in.mu.Unlock()
 	if c != nil {
-		c.wakeCommitter()
 		c.wakeWriter()
 	}
 }
 
-// answer answers what has ended, in order, or hands it to the committer. in.mu is
-// held.
+// answer answers what has ended, in order. in.mu is held.
 func (in *inbox) answer() {
 	for len(in.queue) > 0 && in.queue[0].ended {
 		a := in.queue[0]
 		in.queue = in.queue[1:]
 		a.queued = false
-		switch {
-		case a.qos == 1:
-			in.conn.owe(packets.PUBACK, a.id, a.code)
-		case a.code != 0 || a.noted:
-			in.conn.owe(packets.PUBREC, a.id, a.code)
-		default:
-			in.stored = append(in.stored, a.id)
+		kind := byte(packets.PUBACK)
+		if a.qos == 2 {
+			kind = packets.PUBREC
 		}
+		in.conn.owe(kind, a.id, a.code)
 	}
 }
 
@@ -275,42 +301,29 @@ func (c *conn) freed(id uint16) error {
 	return nil
 }
 
-// commitDown notes the ids of QoS 2 messages that are stored, or released, before
-// the upstream is told. It reports false if the connection ended.
+// commitDown notes that messages are released before the upstream is told. It
+// reports false if the connection ended.
 func (c *conn) commitDown(ctx context.Context) bool {
 	in := &c.b.inbox
 	in.mu.Lock()
-	stored, freed := in.stored, in.freed
-	in.stored, in.freed = nil, nil
+	freed := in.freed
+	in.freed = nil
 	in.mu.Unlock()
-	if len(stored) == 0 && len(freed) == 0 {
+	if len(freed) == 0 {
 		return true
 	}
-	known := slices.Clone(c.b.session.Inbound)
-	for _, id := range stored {
-		if !slices.Contains(known, id) {
-			known = append(known, id)
-		}
-	}
-	c.b.session.Inbound = slices.DeleteFunc(known, func(id uint16) bool { return slices.Contains(freed, id) })
 	for {
-		err := c.b.saveSession()
+		err := c.b.release(freed)
 		if err == nil {
 			break
 		}
-		c.b.log.Error("what came down could not be noted; the upstream waits", "error", err)
+		c.b.log.Error("what the upstream has released could not be noted; it waits", "error", err)
 		if !sleep(ctx, retryDisk) {
 			return false
 		}
 	}
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	for _, id := range stored {
-		if a := in.ids[id]; a != nil {
-			a.noted = true
-		}
-		c.owe(packets.PUBREC, id, 0)
-	}
 	for _, id := range freed {
 		delete(in.ids, id)
 		c.owe(packets.PUBCOMP, id, 0)
@@ -319,35 +332,19 @@ func (c *conn) commitDown(ctx context.Context) bool {
 	return true
 }
 
-// noteDown notes what was stored when a connection has ended: it must not come again
-// after a restart.
-func (b *Bridge) noteDown() {
-	in := &b.inbox
-	var fresh []*arrival
-	in.mu.Lock()
-	for _, a := range in.ids {
-		if a.ended && !a.noted {
-			fresh = append(fresh, a)
-		}
+// release makes durable that ids mean nothing any more: a message that comes with one
+// of them is another one.
+func (b *Bridge) release(ids []uint16) error {
+	t := b.taken()
+	if t == nil {
+		return nil
 	}
-	in.mu.Unlock()
-	if len(fresh) == 0 {
-		return
+	// Their copies first, which were there before they were released.
+	if err := t.addTo(&b.session); err != nil {
+		return err
 	}
-	for _, a := range fresh {
-		if !slices.Contains(b.session.Inbound, a.id) {
-			b.session.Inbound = append(b.session.Inbound, a.id)
-		}
-	}
-	if err := b.saveSession(); err != nil {
-		b.log.Error("what came down could not be noted", "error", err)
-		return
-	}
-	in.mu.Lock()
-	defer in.mu.Unlock()
-	for _, a := range fresh {
-		a.noted = true
-	}
+	b.session.Inbound = slices.DeleteFunc(b.session.Inbound, func(id uint16) bool { return slices.Contains(ids, id) })
+	return b.saveSession()
 }
 
 // appendInbound appends the properties that go with a message, as on the wire.

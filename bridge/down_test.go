@@ -19,6 +19,9 @@ import (
 
 // taker is where messages from the upstream go.
 type taker struct {
+	taken *Taken // nil: nothing is durable
+	rig   *rig
+
 	mu    sync.Mutex // guards what follows
 	came  []*Inbound
 	late  bool // receipts come when told to
@@ -27,7 +30,7 @@ type taker struct {
 }
 
 func (k *taker) down(filters ...Filter) *Downward {
-	return &Downward{Filters: filters, Deliver: func(_ context.Context, m *Inbound, r buffer.Receipt) error {
+	return &Downward{Filters: filters, Taken: k.taken, Deliver: func(ctx context.Context, m *Inbound, r buffer.Receipt) error {
 		k.mu.Lock()
 		defer k.mu.Unlock()
 		if k.fail != nil {
@@ -40,9 +43,26 @@ func (k *taker) down(filters ...Filter) *Downward {
 			k.owing = append(k.owing, r)
 			return nil
 		}
+		if m.Copy != nil && k.rig != nil {
+			const class = buffer.Local
+			return k.rig.buffer.Append(ctx, class, &buffer.Message{Topic: m.Topic, Payload: m.Payload, Urgent: true, Copies: []buffer.Copy{m.Copy(class)}}, r)
+		}
 		r.Stored(nil)
 		return nil
 	}}
+}
+
+// remember makes the taker one that remembers what came over a restart.
+func (k *taker) remember(r *rig) {
+	r.t.Helper()
+	k.rig = r
+	if k.taken != nil {
+		k.taken.Close()
+	}
+	var err error
+	if k.taken, err = OpenTaken(r.buffer, "test"); err != nil {
+		r.t.Fatal(err)
+	}
 }
 
 func (k *taker) payloads() (list []string) {
@@ -129,12 +149,47 @@ func TestDown(t *testing.T) {
 	}
 }
 
+// An upstream that sends more than our Receive Maximum, as Mosquitto 2.0 does with QoS 2,
+// is read no faster than what it sends is stored.
+func TestDownBeyondReceiveMaximum(t *testing.T) {
+	for qos := byte(1); qos <= 2; qos++ {
+		k := &taker{late: true}
+		run(t, fmt.Sprintf("QoS %d", qos), Options{Down: k.down(Filter{"#", 2})}, func(t *testing.T, r *rig) {
+			r.start()
+			synctest.Wait()
+			const n = 5 * maxInFlight
+			var want []string
+			for i := range n {
+				want = append(want, fmt.Sprint(i))
+			}
+			send(r, qos, want...)
+			told := 0
+			r.until("all answered", func() bool {
+				k.mu.Lock()
+				owing := k.owing[told:]
+				told = len(k.owing)
+				k.mu.Unlock()
+				for _, receipt := range owing {
+					receipt.Stored(nil)
+				}
+				return r.up.Unanswered() == 0
+			})
+			if got := k.payloads(); !slices.Equal(got, want) {
+				t.Errorf("%d came, and not all in order", len(got))
+			}
+			if c := r.up.Connects(); len(c) != 1 {
+				t.Errorf("%d connections", len(c))
+			}
+		})
+	}
+}
+
 // Whatever is cut, what comes down with QoS 2 comes once, with QoS 1 at least once,
 // also over a restart of the bridge.
 func TestDownOverCuts(t *testing.T) {
 	for seed := range uint64(30) {
 		k := &taker{}
-		o := Options{Down: k.down(Filter{"#", 2}), Backoff: Backoff{First: 100 * time.Millisecond, Max: 100 * time.Millisecond}}
+		o := Options{Backoff: Backoff{First: 100 * time.Millisecond, Max: 100 * time.Millisecond}}
 		rnd := rand.New(rand.NewPCG(seed, 2))
 		var scripts []upstreamtest.Script
 		for range 20 {
@@ -147,15 +202,24 @@ func TestDownOverCuts(t *testing.T) {
 			scripts = append(scripts, s)
 		}
 		run(t, fmt.Sprint("seed ", seed), o, func(t *testing.T, r *rig) {
-			r.start()
+			again := func() {
+				r.halt()
+				r.up.Cut()
+				synctest.Wait() // what is being stored is, or is not, before a process ends
+				k.remember(r)
+				o.Down = k.down(Filter{"#", 2})
+				r.make("again", o)
+				r.start()
+			}
+			again()
+			defer func() { k.taken.Close() }()
 			r.until("connected", func() bool { return r.bridge.Status().Connected })
 			var want []string
 			for i := range 40 {
 				send(r, byte(1+i%2), fmt.Sprint(i))
 				want = append(want, fmt.Sprint(i))
 				if i%13 == 0 {
-					r.restart("again", o)
-					r.start()
+					again()
 				}
 				time.Sleep(20 * time.Millisecond)
 			}

@@ -225,9 +225,10 @@ func (m *Mapper) subscribe(o MapperOptions, fixed map[string]string) error {
 // Filters are the subscriptions that bring what is to come down.
 func (m *Mapper) Filters() []Filter { return m.filters }
 
-// Local is the local topic of a message from the upstream. It reports false if no
-// rule is for it.
-func (m *Mapper) Local(upstream string) (string, bool) {
+// Local is the local topic of a message from the upstream that came with a QoS, and the
+// QoS that it has there: what a device's data says, and otherwise the same. It reports
+// false if no rule is for it.
+func (m *Mapper) Local(upstream string, qos byte) (string, byte, bool) {
 	if values, ok := m.template.Match(nil, upstream); ok {
 		var id, data string
 		for i, f := range m.template.Fields() {
@@ -241,18 +242,37 @@ func (m *Mapper) Local(upstream string) (string, bool) {
 		if dev, ok := m.devices.find(id); ok {
 			d, ok := dev.dataFor(data)
 			if name, err := dev.topic(m.template, id, data); ok && d.Direction == Down && err == nil && name == upstream {
-				return devicesPrefix + id + "/" + data, true
+				return devicesPrefix + id + "/" + data, d.QoS, true
 			}
 		}
 	}
 	for _, f := range m.forward {
 		if f.Direction == Down {
 			if b, ok := f.mapping.AppendReverse(nil, upstream); ok {
-				return string(b), true
+				return string(b), qos, true
 			}
 		}
 	}
-	return "", false
+	return "", 0, false
+}
+
+// MayAnswer reports whether an answer may go to an upstream topic that who asked has
+// named. The topics of devices that the bridge knows it may not be: what stands there
+// is the devices' own, or a command. Nor what the bridge takes from the upstream.
+func (m *Mapper) MayAnswer(upstream string) bool {
+	if topic.CheckName(upstream, 0) != nil || strings.HasPrefix(upstream, "$") {
+		return false
+	}
+	if values, ok := m.template.Match(nil, upstream); ok {
+		i := slices.Index(m.template.Fields(), "device")
+		if i < 0 {
+			return false // any could be a device's
+		}
+		if _, there := m.devices.find(values[i]); there {
+			return false
+		}
+	}
+	return !slices.ContainsFunc(m.filters, func(f Filter) bool { return topic.Match(f.Topic, upstream) })
 }
 
 // Mark appends the gateway property, by which Own knows a message again.

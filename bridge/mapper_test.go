@@ -282,3 +282,58 @@ func BenchmarkRoute(b *testing.B) {
 		_ = r.Copy(r.Class)
 	}
 }
+
+// What the requester of an answer names is no way to forge what devices say, nor to
+// command them.
+func TestMayAnswer(t *testing.T) {
+	m, err := NewMapper(MapperOptions{
+		Gateway: "gw-1", Org: "acme", Site: "berlin",
+		Data:    map[string]Data{"telemetry": {QoS: 1}, "commands": {Direction: Down, QoS: 2}},
+		Devices: []Device{{ID: "em-1", Zone: "a", Type: "meter"}, {ID: "ts-*", Zone: "a", Type: "sensor"}},
+		Forward: []Forward{{Local: "recipes/#", Upstream: "{org}/recipes/{#}", Direction: Down}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]bool{
+		"answers/app-1":                          true,
+		"acme/berlin/a/meter/em-2/answers":       true, // nobody's
+		"acme/berlin/a/meter/em-1/telemetry":     false,
+		"acme/berlin/b/other/em-1/anything":      false,
+		"acme/berlin/a/sensor/ts-7/commands":     false,
+		"acme/berlin/a/meter/em-2/commands":      false, // what the bridge subscribes to
+		"acme/recipes/1":                         false,
+		"$SYS/x":                                 false,
+		"answers/#":                              false,
+		"":                                       false,
+		"acme/berlin/a/meter/em-1/x/y/telemetry": false,
+	} {
+		if got := m.MayAnswer(name); got != want {
+			t.Errorf("%q: %t, want %t", name, got, want)
+		}
+	}
+}
+
+// What comes down for a device has the QoS that its data says.
+func TestQoSOfWhatComesDown(t *testing.T) {
+	one := byte(1)
+	m, err := NewMapper(MapperOptions{
+		Gateway: "gw-1", Org: "acme", Site: "berlin",
+		Data:    map[string]Data{"firmware": {Direction: Down, QoS: 2}, "config": {Direction: Down, QoS: 1}},
+		Devices: []Device{{ID: "a", Zone: "z", Type: "t"}, {ID: "b", Zone: "z", Type: "t", Data: map[string]Override{"firmware": {QoS: &one}}}},
+		Forward: []Forward{{Local: "recipes/#", Upstream: "{org}/recipes/{#}", Direction: Down, QoS: 2}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		topic     string
+		came, qos byte
+	}{
+		{"acme/berlin/z/t/a/firmware", 2, 2}, {"acme/berlin/z/t/a/config", 0, 1}, {"acme/berlin/z/t/b/firmware", 2, 1}, {"acme/recipes/x", 1, 1},
+	} {
+		if _, qos, ok := m.Local(tt.topic, tt.came); !ok || qos != tt.qos {
+			t.Errorf("%s with QoS %d: %d %t, want %d", tt.topic, tt.came, qos, ok, tt.qos)
+		}
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"math/rand/v2"
 	"time"
 
 	"github.com/fieldferry/fieldferry/buffer"
@@ -22,9 +23,14 @@ type session struct {
 	// Lost is up to where a session that is gone took copies with it, by lane.
 	Lost [len(Outboxes{})]uint64
 
+	// Number is random for each session. What came down in another one has ids that
+	// mean other messages.
+	Number uint64 `json:",omitempty"`
+
 	// Inbound are the ids of QoS 2 messages from the upstream that are stored, and that
-	// it has not released.
-	Inbound []uint16 `json:",omitempty"`
+	// it has not released, as far as the copies in Taken go that are Noted, by class.
+	Inbound []uint16                  `json:",omitempty"`
+	Noted   [buffer.NumClasses]uint64 // ordinals
 }
 
 // retryDisk is how long to wait when a disk does not take what must be durable.
@@ -53,6 +59,11 @@ func (b *Bridge) load() error {
 	if b.clientID == "" {
 		b.clientID = b.session.ClientID
 	}
+	if t := b.taken(); t != nil {
+		if err := t.addTo(&b.session); err != nil {
+			return &bufferError{err}
+		}
+	}
 	b.loaded = true
 	return nil
 }
@@ -69,7 +80,18 @@ func (b *Bridge) saveSession() error {
 	if err != nil {
 		return fmt.Errorf("keep what is known of the session: %w", err)
 	}
+	if t := b.taken(); t != nil {
+		t.saved()
+	}
 	return nil
+}
+
+// taken is what knows which messages came down before; nil if nothing does.
+func (b *Bridge) taken() *Taken {
+	if b.o.Down == nil {
+		return nil
+	}
+	return b.o.Down.Taken
 }
 
 // resumable reports whether the session of the last CONNACK is to be asked for. An
@@ -140,7 +162,13 @@ func (c *conn) beginSession(url string) error {
 		clear(at.open)
 		o.Forget()
 	}
-	b.session.URL, b.session.ClientID, b.session.Unsure, b.session.Inbound = url, b.clientID, false, nil
+	b.session.URL, b.session.ClientID, b.session.Unsure = url, b.clientID, false
+	b.session.Number, b.session.Inbound = rand.Uint64(), nil
+	if t := b.taken(); t != nil { // what came in the last one is of no use any more
+		if err := t.addTo(&b.session); err != nil {
+			return err
+		}
+	}
 	b.unsaved = true // until it is: nothing may be sent in it
 	if err := b.saveSession(); err != nil {
 		return err

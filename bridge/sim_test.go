@@ -34,7 +34,9 @@ var (
 // messages expire and are dropped for want of room, and in some seeds the upstream
 // loses our session. In the end every message that was acknowledged must have been
 // delivered or stand in the ledger as something else, the first arrivals of a class
-// in order; one with QoS 2 once, unless the upstream lost the session in between.
+// in order; one with QoS 2 once, unless the upstream lost the session in between. What
+// comes down with QoS 2 must be stored once whatever happens, and nothing that was
+// acknowledged to the upstream may be missing.
 func TestSimulation(t *testing.T) {
 	first, n := uint64(1), uint64(*seeds)
 	if testing.Short() {
@@ -54,7 +56,7 @@ func TestSimulation(t *testing.T) {
 			t.Fatalf("seed %d failed: run again with -seed %d", s, s)
 		}
 	}
-	if n > 50 && min(sum.crashes, sum.delivered, sum.repeated, sum.lost, sum.uncertain, sum.expired, sum.dropped, sum.parked) == 0 {
+	if n > 50 && min(sum.crashes, sum.delivered, sum.repeated, sum.lost, sum.uncertain, sum.expired, sum.dropped, sum.parked, sum.down, sum.downAgain) == 0 {
 		t.Error("the simulation does nothing")
 	}
 	t.Logf("%d seeds: %+v", n, sum)
@@ -63,6 +65,7 @@ func TestSimulation(t *testing.T) {
 // simCounts say what a simulation has seen.
 type simCounts struct {
 	crashes, delivered, repeated, lost, uncertain, expired, dropped, parked int
+	down, downAgain                                                         int // came down; with QoS 1 more than once
 }
 
 func (c *simCounts) add(o *simCounts) {
@@ -74,6 +77,8 @@ func (c *simCounts) add(o *simCounts) {
 	c.expired += o.expired
 	c.dropped += o.dropped
 	c.parked += o.parked
+	c.down += o.down
+	c.downAgain += o.downAgain
 }
 
 // world is a gateway's bridge on its machine, and the upstream.
@@ -103,10 +108,25 @@ type world struct {
 	dies  map[int]bool // expires
 	mu    sync.Mutex   // guards acked
 	acks  map[int]bool
+
+	taken  *Taken
+	sinks  [buffer.NumClasses]*buffer.Outbox // where what comes down goes
+	sink   *buffer.Reader
+	inside map[string]map[copyOf]bool // what of it is stored, by payload
+	sent   map[string]byte            // QoS, by payload
+	mu2    sync.Mutex                 // guards refuse
+	refuse map[string]bool
+}
+
+// copyOf is a copy over the lives of the machine.
+type copyOf struct {
+	class   buffer.Class
+	ordinal uint64
 }
 
 func newWorld(t *testing.T, seed uint64) *world {
-	w := &world{t: t, seed: seed, machine: simulated.New(seed), dice: rand.New(rand.NewPCG(seed, 5)), qos: map[int]byte{}, dies: map[int]bool{}, acks: map[int]bool{}}
+	w := &world{t: t, seed: seed, machine: simulated.New(seed), dice: rand.New(rand.NewPCG(seed, 5)), qos: map[int]byte{}, dies: map[int]bool{}, acks: map[int]bool{},
+		inside: map[string]map[copyOf]bool{}, sent: map[string]byte{}, refuse: map[string]bool{}}
 	w.began = time.Now()
 	w.loses = w.dice.IntN(3) == 0
 	w.drops = w.dice.IntN(2) == 0
@@ -207,7 +227,7 @@ func (w *world) run() {
 	w.machine.Faults(0)
 	w.start(false)
 	for range 36_000 {
-		if synctest.Wait(); w.out.Ledger().Stored == 0 {
+		if synctest.Wait(); w.out.Ledger().Stored == 0 && w.up.Unanswered() == 0 {
 			break
 		}
 		time.Sleep(100 * time.Millisecond)
@@ -247,7 +267,11 @@ func (w *world) start(faults bool) bool {
 		w.reader, err = w.b.Reader(w.out[:]...)
 	}
 	if err == nil {
+		err = w.openDown()
+	}
+	if err == nil {
 		w.bridge, err = New(w.reader, w.out, Options{
+			Down:     &Downward{Filters: []Filter{{"#", 2}}, Taken: w.taken, Deliver: w.deliver},
 			Upstream: []string{"mqtt://upstream"}, ClientID: "gw-1", Window: 16, Keepalive: 2 * time.Second,
 			Backoff:  Backoff{First: 100 * time.Millisecond, Max: 100 * time.Millisecond},
 			DropLost: w.drops, Logger: logger,
@@ -290,6 +314,14 @@ func (w *world) stop() {
 		w.reader.Close()
 		w.reader = nil
 	}
+	if w.taken != nil {
+		w.taken.Close()
+		w.taken = nil
+	}
+	if w.sink != nil {
+		w.sink.Close()
+		w.sink = nil
+	}
 	if w.b != nil {
 		w.b.Close() // fails on a machine that is off
 		w.b = nil
@@ -315,7 +347,11 @@ func (r told) Stored(err error) {
 }
 
 func (w *world) step() {
-	switch w.dice.IntN(8) {
+	switch w.dice.IntN(10) {
+	case 8, 9:
+		for range 1 + w.dice.IntN(6) {
+			w.sendDown()
+		}
 	case 0, 1, 2, 3:
 		for range 1 + w.dice.IntN(12) {
 			w.append()
@@ -343,6 +379,7 @@ func (w *world) step() {
 	if w.machine.Off() {
 		return
 	}
+	w.take()
 	for class, o := range w.out {
 		if l := o.Ledger(); l.Difference() != 0 {
 			w.t.Fatalf("seed %d: the ledger of %s is out by %d: %+v", w.seed, buffer.Class(class), l.Difference(), l)
@@ -369,8 +406,116 @@ func (w *world) append() {
 	}
 }
 
+// openDown opens where what comes down goes: outboxes from which nothing is dropped.
+func (w *world) openDown() (err error) {
+	if w.taken, err = OpenTaken(w.b, "sim"); err != nil {
+		w.taken = nil
+		return err
+	}
+	for class := range w.sinks {
+		if w.sinks[class], err = w.b.Outbox("$sink", buffer.Class(class)); err != nil {
+			return err
+		}
+	}
+	if w.sink, err = w.b.Reader(w.sinks[:]...); err != nil {
+		w.sink = nil
+	}
+	return err
+}
+
+// sendDown has the upstream send something.
+func (w *world) sendDown() {
+	w.next++
+	m := upstreamtest.Message{Topic: "down", Payload: fmt.Sprint("down ", w.next), QoS: byte(1 + w.dice.IntN(2))}
+	before := w.up.Unanswered()
+	if w.up.Send(m); w.up.Unanswered() > before {
+		w.sent[m.Payload] = m.QoS
+	}
+}
+
+// deliver stores what came down, in whatever class.
+func (w *world) deliver(ctx context.Context, m *Inbound, r buffer.Receipt) error {
+	payload := string(m.Payload)
+	var n int
+	fmt.Sscanf(payload, "down %d", &n)
+	class := buffer.Class(n) % buffer.NumClasses
+	copies := []buffer.Copy{{Outbox: w.sinks[class]}}
+	if m.Copy != nil {
+		copies = append(copies, m.Copy(class))
+	}
+	told := downTold{w, payload, r}
+	err := w.b.Append(ctx, class, &buffer.Message{Topic: m.Topic, Payload: m.Payload, Urgent: true, Copies: copies}, told)
+	if err != nil {
+		told.note()
+	}
+	return err
+}
+
+// downTold is the receipt of what came down.
+type downTold struct {
+	w       *world
+	payload string
+	r       buffer.Receipt
+}
+
+func (d downTold) Stored(err error) {
+	if err != nil {
+		d.note()
+	}
+	d.r.Stored(err)
+}
+
+// note notes that it was not taken.
+func (d downTold) note() {
+	d.w.mu2.Lock()
+	defer d.w.mu2.Unlock()
+	d.w.refuse[d.payload] = true
+}
+
+// take notes what is stored of what came down.
+func (w *world) take() {
+	var space [32]buffer.Delivery
+	for {
+		n, err := w.sink.TryNext(space[:])
+		if err != nil || n == 0 {
+			return
+		}
+		for i := range space[:n] {
+			d := &space[i]
+			p := string(d.Payload)
+			if w.inside[p] == nil {
+				w.inside[p] = map[copyOf]bool{}
+			}
+			w.inside[p][copyOf{d.Outbox.Class(), d.Ordinal}] = true
+			d.Outbox.Settle(d.Ordinal, buffer.Delivered)
+		}
+	}
+}
+
+// checkDown compares what came down with what the upstream was told.
+func (w *world) checkDown() {
+	w.take()
+	ended := w.loses // sessions, and what was for them
+	for n, c := range w.up.Connects() {
+		ended = ended || n > 0 && c.Packet != nil && c.Packet.CleanStart
+	}
+	for p, qos := range w.sent {
+		times := len(w.inside[p])
+		switch {
+		case qos == 2 && times > 1:
+			w.t.Errorf("seed %d: %q came down %d times with QoS 2", w.seed, p, times)
+		case times == 0 && !ended && !w.refuse[p]:
+			w.t.Errorf("seed %d: %q was acknowledged to the upstream (but for %d) and is missing; QoS %d", w.seed, p, w.up.Unanswered(), qos)
+		case times > 1:
+			w.counts.downAgain++
+		}
+		w.counts.down += min(times, 1)
+	}
+}
+
 // finish compares what was delivered with what was promised.
 func (w *world) finish() {
+	w.checkDown()
 	for _, v := range w.up.Violations() {
 		w.t.Errorf("seed %d: violation: %s", w.seed, v)
 	}

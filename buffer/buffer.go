@@ -509,7 +509,7 @@ func (c *chain) append(ctx context.Context, m *Message, r Receipt) error {
 		age = max(c.buffer.clock.raw.Now().Sub(m.Enqueued), 0)
 	}
 	p := pending{receipt: r}
-	if m.Expiry > 0 {
+	if m.Expiry > 0 && !slices.ContainsFunc(m.Copies, func(c Copy) bool { return c.Outbox.keepsExpired() }) {
 		p.lasts = uint64(max((m.Expiry - age).Milliseconds(), 1))
 	}
 	err := c.log.Append(ctx, recordSize(m, age), m.Urgent, func(batch any, dst []byte) []byte {

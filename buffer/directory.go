@@ -117,14 +117,20 @@ func appendSpans(dst []byte, spans []span) []byte {
 	return dst
 }
 
-// findSpan looks for one outbox in a directory, without allocating.
-func findSpan(p []byte, outbox uint32) (span, bool) {
+// spansOf passes over what stands before the spans in a directory.
+func spansOf(p []byte) decoder {
 	d := decoder{p: p}
 	d.uvarint()
 	for n := d.uvarint(); n > 0 && !d.bad; n-- {
 		d.uvarint()
 		d.bytes()
 	}
+	return d
+}
+
+// findSpan looks for one outbox in a directory, without allocating.
+func findSpan(p []byte, outbox uint32) (span, bool) {
+	d := spansOf(p)
 	for n := d.uvarint(); n > 0 && !d.bad; n-- {
 		if s, ok := d.span(); ok && s.outbox == outbox {
 			return s, true

@@ -8,6 +8,16 @@ type OutboxLimit struct {
 	// Dropped is told how many copies were dropped for the limit. It is called while
 	// locks of the buffer are held: it must neither block nor call the buffer.
 	Dropped func(n uint64)
+	// KeepExpired hands out what has expired all the same, and keeps it until then: its
+	// destination tells the sender. Set it before anything is appended.
+	KeepExpired bool
+}
+
+// keepsExpired reports whether what has expired is to be handed out.
+func (o *Outbox) keepsExpired() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.limit.KeepExpired
 }
 
 // SetLimit sets the outbox's limit. When it holds more than that, its oldest copies

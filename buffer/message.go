@@ -210,13 +210,13 @@ func (d *decoder) bytes() []byte {
 	return b
 }
 
-// copiesOf calls fn with the outbox of each copy in a record. One without any
-// bytes, which a rewriting has left, has none.
-func copiesOf(rec []byte, fn func(outbox uint32)) error {
+// beginCopies passes over what stands before the copies in a record, and returns how
+// many there are.
+func beginCopies(rec []byte) (d decoder, n uint64) {
 	if len(rec) == 0 {
-		return nil
+		return d, 0
 	}
-	d := decoder{p: rec}
+	d.p = rec
 	f := d.byte()
 	d.uvarint()
 	if f&flagExtra != 0 {
@@ -226,14 +226,19 @@ func copiesOf(rec []byte, fn func(outbox uint32)) error {
 	if f&flagProps != 0 {
 		d.bytes()
 	}
-	for n := d.uvarint(); n > 0 && !d.bad; n-- {
-		id, cf := d.outbox(), d.byte()
-		if cf&flagExtra != 0 {
-			d.bytes()
-		}
-		if cf&flagProps != 0 {
-			d.bytes()
-		}
+	return d, d.uvarint()
+}
+
+// copiesOf calls fn with the outbox of each copy in a record. One without any
+// bytes, which a rewriting has left, has none.
+func copiesOf(rec []byte, fn func(outbox uint32)) error {
+	if len(rec) == 0 {
+		return nil
+	}
+	d, n := beginCopies(rec)
+	for ; n > 0 && !d.bad; n-- {
+		id := d.outbox()
+		d.fields()
 		fn(id)
 	}
 	if d.bad {
@@ -257,23 +262,16 @@ func parseRecord(rec []byte, outbox uint32, nth int, committed time.Time, out *D
 		expiry = d.uvarint()
 	}
 	topic := d.bytes()
-	var props, copyTopic, copyProps []byte
+	var props []byte
 	if f&flagProps != 0 {
 		props = d.bytes()
 	}
-	var copyFlags byte
+	var found copyFields
 	for n := d.uvarint(); n > 0 && !d.bad; n-- {
-		id, cf := d.outbox(), d.byte()
-		var ct, cp []byte
-		if cf&flagExtra != 0 {
-			ct = d.bytes()
-		}
-		if cf&flagProps != 0 {
-			cp = d.bytes()
-		}
+		id, c := d.outbox(), d.fields()
 		if id == outbox {
 			if copies == nth {
-				copyFlags, copyTopic, copyProps = cf, ct, cp
+				found = c
 			}
 			copies++
 		}
@@ -284,27 +282,49 @@ func parseRecord(rec []byte, outbox uint32, nth int, committed time.Time, out *D
 	if copies <= nth {
 		return copies, nil
 	}
-	if copyTopic != nil {
-		topic = copyTopic
+	out.set(topic, props, &found, d.p, age, expiry, committed)
+	return copies, nil
+}
+
+// copyFields is what a record says of one copy.
+type copyFields struct {
+	flags        byte
+	topic, props []byte // nil and empty are none
+}
+
+func (out *Delivery) set(topic, props []byte, c *copyFields, payload []byte, age, expiry uint64, committed time.Time) {
+	if c.topic != nil {
+		topic = c.topic
 	}
 	switch {
-	case len(copyProps) == 0:
+	case len(c.props) == 0:
 	case len(props) == 0:
-		props = copyProps
+		props = c.props
 	default:
-		props = append(props, copyProps...) // cap ends at len: a new slice
+		props = append(props, c.props...) // cap ends at len: a new slice
 	}
 	if string(topic) != out.Topic { // else out was used before, for one with the same topic
 		out.Topic = string(topic)
 	}
-	out.Payload = d.p
+	out.Payload = payload
 	out.Props = props
-	out.QoS = copyFlags & flagQoS
-	out.Retain = copyFlags&flagRetain != 0
+	out.QoS = c.flags & flagQoS
+	out.Retain = c.flags&flagRetain != 0
 	out.Enqueued = committed
 	if age > 0 {
 		out.Enqueued = committed.Add(-time.Duration(age) * time.Millisecond)
 	}
 	out.Expiry = time.Duration(expiry) * time.Millisecond
-	return copies, nil
+}
+
+// fields reads what follows a copy's outbox.
+func (d *decoder) fields() (c copyFields) {
+	c.flags = d.byte()
+	if c.flags&flagExtra != 0 {
+		c.topic = d.bytes()
+	}
+	if c.flags&flagProps != 0 {
+		c.props = d.bytes()
+	}
+	return c
 }

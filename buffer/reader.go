@@ -42,6 +42,9 @@ type readerSide struct {
 	next  uint64        // ordinal of the next copy in block
 	last  uint64        // of the last
 	made  time.Duration // when block was committed, as an uptime of this boot
+
+	crowded bool    // the block has copies of many, and the next of ours are at
+	places  []place // these
 }
 
 // Reader returns the single consumer of these outboxes; it starts with the oldest
@@ -228,6 +231,22 @@ func (o *Outbox) fill(dst []Delivery) (n int, err error) {
 			done = append(done, seen{o.rd.block.First, max(o.rd.next, taken+1), o.rd.last})
 			committed = now.Add(o.rd.made - up)
 		}
+		if o.rd.crowded {
+			ordinal := o.rd.next
+			o.rd.next++
+			if ordinal > taken {
+				d := &dst[n]
+				size += readCopy(o.rd.block, o.rd.places[0], committed, d)
+				d.Outbox, d.Ordinal = o, ordinal
+				taken = ordinal
+				n++
+			}
+			o.rd.places = o.rd.places[1:]
+			if ordinal == o.rd.last {
+				o.leaveBlock()
+			}
+			continue
+		}
 		rec, off := o.rd.block.RecordAt(o.rd.off)
 		if rec == nil {
 			lost = o.rd.last // the block ends before its span does
@@ -271,9 +290,14 @@ func (o *Outbox) leaveBlock() {
 // is.
 func (o *Outbox) turn(taken, next uint64) (lost uint64, err error) {
 	var s span
-	b, err := o.chain.log.After(o.rd.after, func(_ *log.Header, dir []byte) bool {
+	var crowd *crowded
+	b, err := o.chain.log.After(o.rd.after, func(h *log.Header, dir []byte) bool {
 		var ok bool
-		s, ok = findSpan(dir, o.id)
+		if crowd = crowdedOf(h, dir); crowd == nil {
+			s, ok = findSpan(dir, o.id)
+		} else if i, found := crowd.find(o.id); found {
+			s, ok = crowd.spans[i], true
+		}
 		return ok && s.last > taken
 	})
 	switch {
@@ -293,6 +317,9 @@ func (o *Outbox) turn(taken, next uint64) (lost uint64, err error) {
 		return lost, nil
 	}
 	o.rd = readerSide{after: o.rd.after, block: b, next: s.first, last: s.last, made: o.chain.buffer.clock.made(b.Boot, b.Uptime)}
+	if crowd != nil {
+		o.rd.places, o.rd.crowded = crowd.of(o.id, b)
+	}
 	return 0, nil
 }
 
@@ -343,7 +370,7 @@ func (o *Outbox) handOut(dst []Delivery, taken uint64, done []seen, now time.Tim
 			continue
 		}
 		d.Dup = d.Ordinal <= o.dupTo
-		if d.Expiry > 0 && !d.Dup && now.Sub(d.Enqueued) > d.Expiry && !o.own() {
+		if d.Expiry > 0 && !d.Dup && now.Sub(d.Enqueued) > d.Expiry && !o.own() && !o.limit.KeepExpired {
 			o.settle(d.Ordinal, DroppedExpired)
 			continue
 		}

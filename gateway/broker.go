@@ -14,7 +14,7 @@ import (
 	"github.com/fieldferry/fieldferry/localbroker"
 )
 
-func brokerOptions(c *config.Broker, routes router, buf *buffer.Buffer, state *localbroker.State, log *slog.Logger) localbroker.Options {
+func brokerOptions(c *config.Broker, routes localbroker.Router, buf *buffer.Buffer, state *localbroker.State, log *slog.Logger) localbroker.Options {
 	o := localbroker.Options{
 		Buffer: buf, Router: routes, State: state, Logger: log, SysInterval: c.SysInterval,
 		Limits: localbroker.Limits{

@@ -30,6 +30,7 @@ type field struct {
 
 	order  []*device
 	byName map[*adapters.Device]*device // not changed after the links are made
+	byID   map[string]*device           // likewise
 }
 
 // believer says whether a time of the machine's clock can be believed.
@@ -46,6 +47,7 @@ type device struct {
 	points    map[*adapters.Point]string
 	changes   *changes // nil if everything is sent
 	alerts    []*deviceAlert
+	written   *lastValues // nil if nothing of it is
 	field     *field
 
 	mu   sync.Mutex // guards what follows
@@ -83,7 +85,7 @@ func (d *device) Stored(err error) {
 }
 
 func newField(b *localbroker.Broker, clock believer, p *config.Payload, log *slog.Logger) *field {
-	return &field{broker: b, clock: clock, format: payloadConfig(p), perPoint: p.PerPoint, changed: p.OnlyChanged, log: log, byName: make(map[*adapters.Device]*device)}
+	return &field{broker: b, clock: clock, format: payloadConfig(p), perPoint: p.PerPoint, changed: p.OnlyChanged, log: log, byName: make(map[*adapters.Device]*device), byID: make(map[string]*device)}
 }
 
 // add makes a device known before its link runs.
@@ -94,6 +96,7 @@ func (f *field) add(of *config.Device, d *adapters.Device, points []*adapters.Po
 		dev.changes = newChanges(of, points)
 	}
 	dev.alerts = newDeviceAlerts(of, points)
+	dev.written = newLastValues(of, points)
 	if f.perPoint {
 		dev.points = make(map[*adapters.Point]string, len(points))
 		for _, p := range points {
@@ -102,6 +105,7 @@ func (f *field) add(of *config.Device, d *adapters.Device, points []*adapters.Po
 	}
 	f.order = append(f.order, dev)
 	f.byName[d] = dev
+	f.byID[d.Name] = dev
 }
 
 // Emit publishes a reading. It returns as soon as the message is queued: the
@@ -114,6 +118,9 @@ func (f *field) Emit(ctx context.Context, r adapters.Reading) error {
 	d.last.Last = r.Time
 	d.mu.Unlock()
 	r.Unsynced = !f.clock.Believes(r.Time)
+	if d.written != nil {
+		d.written.take(r.Samples)
+	}
 	for _, a := range d.alerts {
 		f.watch(ctx, d, a, &r)
 	}

@@ -49,6 +49,7 @@ type Gateway struct {
 	broker  *localbroker.Broker
 	bridges []*upstream
 	alarms  *alarms
+	command *commands
 	field   *field
 	links   []adapters.Link
 	canary  *canary
@@ -95,6 +96,9 @@ func (g *Gateway) open() (err error) {
 	if g.buffer, err = buffer.Open(filepath.Join(c.Gateway.DataDir, "buffer"), o); err != nil {
 		return dataDirError(c, err)
 	}
+	if err := forgetTaken(c, g.buffer); err != nil {
+		return dataDirError(c, err)
+	}
 	var routes router
 	for i := range c.Bridges {
 		u, err := openUpstream(c, &c.Bridges[i], g.buffer, g.log)
@@ -108,7 +112,10 @@ func (g *Gateway) open() (err error) {
 	if g.state, err = localbroker.OpenState(filepath.Join(c.Gateway.DataDir, "state.db"), g.buffer, brokerLog); err != nil {
 		return dataDirError(c, err)
 	}
-	options := brokerOptions(&c.Broker, routes, g.buffer, g.state, brokerLog)
+	if g.command, err = openCommands(c, g.buffer, g.bridges, g.log.With("part", "commands")); err != nil {
+		return dataDirError(c, err)
+	}
+	options := brokerOptions(&c.Broker, commandRouter{routes, g.command}, g.buffer, g.state, brokerLog)
 	options.Version = g.version
 	if options.Listeners, err = openListeners(&c.Broker, brokerLog); err != nil {
 		return err
@@ -117,6 +124,12 @@ func (g *Gateway) open() (err error) {
 		options.Access = guard
 	}
 	g.broker = localbroker.New(options)
+	if g.command != nil {
+		g.command.broker = g.broker
+		if guard.guards() {
+			g.command.recall = guard.Recall
+		}
+	}
 	for _, u := range g.bridges {
 		u.publish = g.broker.Publish
 	}
@@ -125,7 +138,10 @@ func (g *Gateway) open() (err error) {
 	}
 	g.alarms.watch(g.bridges)
 	g.field = newField(g.broker, g.buffer, &c.Payload, g.log.With("part", "field"))
-	if g.links, err = openLinks(c, g.field, g.log); err != nil {
+	if g.command != nil {
+		g.command.last = g.field.last
+	}
+	if g.links, err = openLinks(c, g.field, g.command, g.log); err != nil {
 		return err
 	}
 	g.alarms.links = g.links
@@ -206,6 +222,10 @@ func (g *Gateway) Run(ctx context.Context) error {
 		}
 	}
 	links := newStage(ctx, fail)
+	commands := newStage(ctx, fail)
+	if g.command != nil {
+		commands.run("commands", g.command.Run)
+	}
 	for _, l := range g.links {
 		links.run("adapter "+l.String(), func(ctx context.Context) error { return l.Run(ctx, g.field) })
 	}
@@ -213,11 +233,12 @@ func (g *Gateway) Run(ctx context.Context) error {
 	select {
 	case <-ctx.Done():
 	case <-g.stopLinks:
+		commands.stop()
 		links.stop()
 		<-ctx.Done()
 	}
 	g.log.Info("gateway stops")
-	for _, s := range []*stage{asked, links, broker, state, bridges} {
+	for _, s := range []*stage{asked, commands, links, broker, state, bridges} {
 		s.stop()
 	}
 	var failed *partError
@@ -239,11 +260,12 @@ func (g *Gateway) Close() error {
 	g.http.close()
 	g.canary.close()
 	for _, u := range g.bridges {
-		u.reader.Close()
+		u.close()
 	}
 	if g.field != nil {
 		errs = append(errs, g.field.memory.close())
 	}
+	errs = append(errs, g.command.close())
 	if g.state != nil {
 		errs = append(errs, g.state.Close())
 	}

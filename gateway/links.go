@@ -12,7 +12,7 @@ import (
 )
 
 // openLinks makes the links of all adapters and tells the field of their devices.
-func openLinks(c *config.Config, f *field, log *slog.Logger) ([]adapters.Link, error) {
+func openLinks(c *config.Config, f *field, k *commands, log *slog.Logger) ([]adapters.Link, error) {
 	var links []adapters.Link
 	for i := range c.Adapters {
 		a := &c.Adapters[i]
@@ -23,6 +23,7 @@ func openLinks(c *config.Config, f *field, log *slog.Logger) ([]adapters.Link, e
 					points[i] = dev.Points[i].Point
 				}
 				f.add(d, dev.Device, points)
+				allowOPCUAActions(d, dev)
 			})
 			oc.Log = log.With("part", "adapter", "adapter", a.Name)
 			l, err := opcua.New(oc)
@@ -30,6 +31,9 @@ func openLinks(c *config.Config, f *field, log *slog.Logger) ([]adapters.Link, e
 				return nil, fmt.Errorf("%s: adapter %s: %w", a.Pos, a.Name, err)
 			}
 			links = append(links, l)
+			for i := range oc.Devices {
+				k.add(l, oc.Devices[i].Device.Name)
+			}
 		}
 		if a.Modbus == nil {
 			continue
@@ -40,6 +44,7 @@ func openLinks(c *config.Config, f *field, log *slog.Logger) ([]adapters.Link, e
 				points[i] = dev.Points[i].Point
 			}
 			f.add(d, dev.Device, points)
+			allowActions(d, dev)
 		})
 		for _, mc := range configs {
 			mc.Log = log.With("part", "adapter", "adapter", a.Name)
@@ -48,9 +53,28 @@ func openLinks(c *config.Config, f *field, log *slog.Logger) ([]adapters.Link, e
 				return nil, fmt.Errorf("%s: adapter %s: %w", a.Pos, a.Name, err)
 			}
 			links = append(links, l)
+			for i := range mc.Devices {
+				k.add(l, mc.Devices[i].Device.Name)
+			}
 		}
 	}
 	return links, nil
+}
+
+// allowActions has the link write what the actions of a device write, also where
+// commands may not.
+func allowActions(d *config.Device, dev *modbus.Device) {
+	for _, a := range d.Actions {
+		for _, s := range a.Steps {
+			for _, v := range s.Write {
+				for i := range dev.Points {
+					if p := &dev.Points[i]; p.Point.Name == v.Point && p.Write == nil {
+						p.Write = &modbus.Write{}
+					}
+				}
+			}
+		}
+	}
 }
 
 // ModbusConfigs makes one configuration for each host of an adapter, in the order

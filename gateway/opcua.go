@@ -51,6 +51,21 @@ func opcuaPoint(p *config.Point) opcua.Point {
 	return out
 }
 
+// allowOPCUAActions is allowActions for OPC UA.
+func allowOPCUAActions(d *config.Device, dev *opcua.Device) {
+	for _, a := range d.Actions {
+		for _, s := range a.Steps {
+			for _, v := range s.Write {
+				for i := range dev.Points {
+					if p := &dev.Points[i]; p.Point.Name == v.Point && p.Write == nil && p.Call == "" {
+						p.Write = &opcua.Write{}
+					}
+				}
+			}
+		}
+	}
+}
+
 // expirySamples are how long the certificates of links are good for.
 func expirySamples(links []adapters.Link, now time.Time) (all []alarm.Sample) {
 	for _, l := range links {

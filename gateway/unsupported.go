@@ -13,9 +13,6 @@ func Unsupported(c *config.Config) []config.Problem {
 	if c.Gateway.Time.Hold {
 		u.add(c.Gateway.Time.Pos, "gateway.time.unsynced: hold", "holding messages back until the clock is right is")
 	}
-	if pos, there := c.Position("commands"); there && c.Commands.Enabled {
-		u.add(pos, "commands", "commands to devices are")
-	}
 	if pos, there := c.Position("alarms", "webhook"); there {
 		u.add(pos, "alarms.webhook", "telling a webhook of alarms is")
 	}
@@ -77,9 +74,6 @@ func (u *unsupported) device(d *config.Device) {
 			u.points[pos] = true
 			u.add(pos, what, these)
 		}
-	}
-	for _, a := range d.Actions {
-		once(a.Pos, "actions."+a.Name, "actions are")
 	}
 	for _, o := range d.Data {
 		if o.Encrypt != nil && *o.Encrypt != "" {

@@ -26,6 +26,7 @@ type upstream struct {
 	mapper   *bridge.Mapper
 	outboxes bridge.Outboxes
 	reader   *buffer.Reader
+	taken    *bridge.Taken
 	publish  publishFunc // on the local broker, which is made later
 }
 
@@ -33,7 +34,7 @@ type publishFunc func(context.Context, *localbroker.Message, buffer.Receipt) err
 
 // deliver publishes what came down on the local broker.
 func (u *upstream) deliver(ctx context.Context, m *bridge.Inbound, r buffer.Receipt) error {
-	name, ok := u.mapper.Local(m.Topic)
+	name, qos, ok := u.mapper.Local(m.Topic, m.QoS)
 	if !ok {
 		return fmt.Errorf("no rule is for the upstream topic %q", m.Topic)
 	}
@@ -42,9 +43,30 @@ func (u *upstream) deliver(ctx context.Context, m *bridge.Inbound, r buffer.Rece
 		return nil
 	}
 	return u.publish(ctx, &localbroker.Message{
-		Topic: name, Payload: m.Payload, Props: u.mapper.Mark(m.Props), QoS: m.QoS, Retain: m.Retain, Expiry: m.Expiry,
-		Received: time.Now(), Urgent: true, ClientID: fromUpstream,
+		Topic: name, Payload: m.Payload, Props: u.mapper.Mark(m.Props), QoS: qos, Retain: m.Retain, Expiry: m.Expiry,
+		Received: time.Now(), Urgent: true, ClientID: fromUpstream + u.name, Also: m.Copy,
 	}, r)
+}
+
+// close lets go of the outboxes.
+func (u *upstream) close() {
+	u.reader.Close()
+	if u.taken != nil {
+		u.taken.Close()
+	}
+}
+
+// forgetTaken removes what is known of messages that came down over bridges that are
+// not in the site file any more.
+func forgetTaken(c *config.Config, buf *buffer.Buffer) error {
+	var gone []*buffer.Outbox
+	for _, o := range buf.Outboxes() {
+		name, ok := bridge.TakenBy(o)
+		if ok && !slices.ContainsFunc(c.Bridges, func(b config.Bridge) bool { return b.Name == name }) {
+			gone = append(gone, o)
+		}
+	}
+	return buf.Remove(gone...)
 }
 
 // isCommand reports whether a local topic is that of a device's commands.
@@ -88,13 +110,17 @@ func openUpstream(c *config.Config, b *config.Bridge, buf *buffer.Buffer, log *s
 		o.Upstream = append(o.Upstream, url.String())
 	}
 	if filters := u.mapper.Filters(); len(filters) > 0 {
-		o.Down = &bridge.Downward{Filters: filters, Deliver: u.deliver}
+		if u.taken, err = bridge.OpenTaken(buf, b.Name); err != nil {
+			u.close()
+			return nil, err
+		}
+		o.Down = &bridge.Downward{Filters: filters, Deliver: u.deliver, Taken: u.taken}
 	}
 	if !b.Password.IsZero() {
 		o.Password = b.Password.Read
 	}
 	if u.bridge, err = bridge.New(u.reader, u.outboxes, o); err != nil {
-		u.reader.Close()
+		u.close()
 		return nil, err
 	}
 	return u, nil

@@ -46,6 +46,7 @@ type conn struct {
 	outAliasBytes int               // of those topics; likewise
 
 	// For the reading goroutine alone.
+	username   string
 	will       *will
 	aliases    []string // of topics, from 1 on
 	aliasBytes int      // of those topics

@@ -192,6 +192,9 @@ func (c *conn) authenticate(ctx context.Context, p *packet.Connect, id string) (
 		Certificate: c.identity != nil,
 		Verified:    verified,
 	})
+	if err == nil {
+		c.username = p.Username
+	}
 	if err != nil && packet.ReasonOf(err) == packet.Unspecified {
 		err = packet.Errorf(packet.NotAuthorized, "%v", err)
 	}

@@ -44,6 +44,7 @@ func (c *conn) handlePublish(ctx context.Context, first byte, body []byte) error
 			Received: c.now,
 			Urgent:   true,
 			ClientID: c.session.id,
+			Username: c.username,
 		},
 		c:        c,
 		packetID: p.PacketID,
@@ -283,6 +284,10 @@ func (b *Broker) destinations(m *publish, f *fanout, dst []buffer.Copy) (copies 
 	}
 	if m.QoS > 0 && b.index.keeps.Load() {
 		dst, m.direct, err = b.copies(&m.Message, m.class, f, dst)
+	}
+	if m.Also != nil && err == nil {
+		dst = append(dst, m.Also(m.class))
+		m.Also = nil // once
 	}
 	m.kept = len(dst) > 0
 	return dst, err

@@ -20,6 +20,11 @@ type Message struct {
 	Received time.Time     // by the broker; zero is now
 	Urgent   bool          // make it durable at once; false may wait for company
 	ClientID string        // of the publisher; empty is the gateway itself
+	Username string        // of the publisher; proved if the broker's Access asks for proof
+
+	// Also is one more durable destination, for the class that the message has; nil is
+	// none.
+	Also func(buffer.Class) buffer.Copy
 
 	stamp uint64 // orders retained messages of one topic as the log does
 }

@@ -33,7 +33,7 @@ func (c *conn) takeWill(p *packet.Connect, id string) (*will, error) {
 	if ownTopic(w.Topic) {
 		return nil, packet.Errorf(packet.NotAuthorized, "its will may not be published to %s", w.Topic)
 	}
-	m := &Message{Topic: strings.Clone(w.Topic), Payload: bytes.Clone(w.Payload), QoS: w.QoS, Retain: w.Retain, Urgent: true, ClientID: id}
+	m := &Message{Topic: strings.Clone(w.Topic), Payload: bytes.Clone(w.Payload), QoS: w.QoS, Retain: w.Retain, Urgent: true, ClientID: id, Username: c.username}
 	m.Props = w.Props.Without(packet.WillDelay, packet.MessageExpiry)
 	if v, ok := w.Props.Uint(packet.MessageExpiry); ok {
 		m.Expiry = expiryOf(v)

@@ -77,10 +77,6 @@ func (b *bus) write(ctx context.Context, d *Device, all []assignment) (samples [
 			err = fmt.Errorf("%s: %w", a.point.Point.Name, err)
 			break
 		}
-		if ctx.Err() != nil {
-			err = context.Cause(ctx)
-			break
-		}
 		wait(ctx, b.pause)
 		err = b.put(d.UnitID, a.point, a.bytes)
 		if err == nil || exception(err) == 0 {
@@ -298,6 +294,7 @@ func (l *Link) Write(ctx context.Context, device string, values []adapters.Assig
 		return nil, err
 	}
 	err = l.poller.Do(ctx, func(ctx context.Context) (reopen bool, err error) {
+		ctx = context.WithoutCancel(ctx) // half of it would be worse than none
 		var pulses []pulse
 		samples, pulses, reopen, err = l.bus.write(ctx, d, all)
 		for _, p := range pulses {
@@ -306,6 +303,24 @@ func (l *Link) Write(ctx context.Context, device string, values []adapters.Assig
 		return reopen, err
 	})
 	return samples, err
+}
+
+// CheckWrite is what [adapters.Checker] has.
+func (l *Link) CheckWrite(device string, values []adapters.Assignment) error {
+	d, err := l.device(device)
+	if err == nil {
+		_, err = d.check(values)
+	}
+	return err
+}
+
+// CheckRead is what [adapters.Checker] has.
+func (l *Link) CheckRead(device string, points []string) error {
+	d, err := l.device(device)
+	if err == nil {
+		_, err = d.named(points)
+	}
+	return err
 }
 
 // Read reads points of a device, as [adapters.Reader] has it.

@@ -328,6 +328,88 @@ func TestWriteFails(t *testing.T) {
 	}
 }
 
+// What is not possible is said before anything is sent.
+func TestCheckBeforeWriting(t *testing.T) {
+	s := simulate.New()
+	u := setUp(s)
+	c := reach(t, s, "tcp", time.Second)
+	c.Devices = []Device{writable()}
+	l, err := New(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var checker adapters.Checker = l // it does not run, and needs not to
+	set := func(point string, v adapters.Value) []adapters.Assignment {
+		return []adapters.Assignment{{Point: "pump", Value: adapters.Bool(true)}, {Point: point, Value: v}}
+	}
+	for _, test := range []struct {
+		device string
+		values []adapters.Assignment
+		want   string
+	}{
+		{"dev", set("setpoint", adapters.Int(20)), ""},
+		{"dev", set("power", adapters.Int(20)), ""},
+		{"dev", set("setpoint", adapters.Int(40)), "setpoint: 40 is above its limit 30"},
+		{"dev", set("setpoint", adapters.String("x")), "setpoint: takes a number, not x"},
+		{"dev", set("nothing", adapters.Int(1)), "the device dev has no point nothing"},
+		{"dev", set("pump", adapters.Bool(false)), "pump: is to be written twice"},
+		{"other", set("pump", adapters.Bool(false)), "there is no device other"},
+		{"dev", nil, "there is nothing to write"},
+	} {
+		switch err := checker.CheckWrite(test.device, test.values); {
+		case test.want == "" && err != nil, test.want != "" && (err == nil || !strings.HasPrefix(err.Error(), test.want)):
+			t.Errorf("%v: %v, want %q", test.values, err, test.want)
+		}
+	}
+	if err := checker.CheckRead("dev", []string{"pump", "power"}); err != nil {
+		t.Error(err)
+	}
+	if err := checker.CheckRead("dev", []string{"pump", "nothing"}); err == nil {
+		t.Error("a point that is not there may be read")
+	}
+	if n := u.Reads(); n != 0 {
+		t.Errorf("%d requests were sent", n)
+	}
+}
+
+// A write that was begun is finished, whoever has lost patience.
+func TestWriteIsFinished(t *testing.T) {
+	s := simulate.New()
+	u := setUp(s)
+	c := reach(t, s, "tcp", time.Second)
+	c.Devices = []Device{writable()}
+	l, err := New(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	runLink(t, l)
+	if _, err := write(t, l, "mode", adapters.Int(0)); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	u.SetFault(simulate.Fault{Delay: 100 * time.Millisecond})
+	done := make(chan error, 1)
+	go func() {
+		_, err := l.Write(ctx, "dev", []adapters.Assignment{{Point: "mode", Value: adapters.Int(1)}, {Point: "pump", Value: adapters.Bool(true)}})
+		done <- err
+	}()
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		if w, _ := u.Word(simulate.Holding, 120); w == 1 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("it was not begun")
+		}
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if w, _ := u.Word(simulate.Coil, 3); w != 1 {
+		t.Error("half of it was written")
+	}
+}
+
 func TestIdentify(t *testing.T) {
 	s := simulate.New()
 	u := setUp(s)

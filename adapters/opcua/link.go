@@ -269,7 +269,11 @@ func (l *Link) Write(ctx context.Context, device string, values []adapters.Assig
 	if err != nil {
 		return nil, err
 	}
-	samples, pulses, err := s.write(ctx, points, values)
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	// What was begun is finished: half of it would be worse than none.
+	samples, pulses, err := s.write(context.WithoutCancel(ctx), points, values)
 	l.mu.Lock()
 	l.pulses = append(l.pulses, pulses...)
 	ended := !l.running
@@ -278,6 +282,25 @@ func (l *Link) Write(ctx context.Context, device string, values []adapters.Assig
 		err = errors.Join(err, l.finishPulses(s))
 	}
 	return samples, err
+}
+
+// CheckWrite is what [adapters.Checker] has. Whether a value is of the variable's type
+// only the server knows.
+func (l *Link) CheckWrite(device string, values []adapters.Assignment) error {
+	d, err := l.device(device)
+	if err == nil {
+		_, err = d.check(values)
+	}
+	return err
+}
+
+// CheckRead is what [adapters.Checker] has.
+func (l *Link) CheckRead(device string, points []string) error {
+	d, err := l.device(device)
+	if err == nil {
+		_, err = d.named(points)
+	}
+	return err
 }
 
 // Read reads points of a device, as [adapters.Reader] has it.

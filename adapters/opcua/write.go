@@ -50,10 +50,6 @@ func (s *session) write(ctx context.Context, points []*point, values []adapters.
 	var written []int // in values
 	var called []adapters.Sample
 	for i, p := range points {
-		if ctx.Err() != nil {
-			err = context.Cause(ctx)
-			break
-		}
 		if p.Call != "" {
 			var sample adapters.Sample
 			if sample, err = s.callPoint(ctx, p, values[i].Value); err == nil || unknown(err) {

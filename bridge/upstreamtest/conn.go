@@ -393,9 +393,9 @@ func (c *conn) inject() {
 	none := &packets.Properties{}
 	c.send(false,
 		&packets.Publish{Topic: "nobody/asked", QoS: 0, Properties: none},
-		&packets.Publish{Topic: "nobody/asked", QoS: 1, PacketID: 1, Properties: none},
-		&packets.Publish{Topic: "nobody/asked", QoS: 2, PacketID: 2, Properties: none},
-		&packets.Pubrel{PacketID: 3, Properties: none},
+		&packets.Publish{Topic: "nobody/asked", QoS: 1, PacketID: 60_001, Properties: none},
+		&packets.Publish{Topic: "nobody/asked", QoS: 2, PacketID: 60_002, Properties: none},
+		&packets.Pubrel{PacketID: 60_003, Properties: none},
 		&packets.Puback{PacketID: 1, ReasonCode: 0x87, Properties: none},
 		&packets.Puback{PacketID: 60_000, ReasonCode: 0x97, Properties: none},
 		&packets.Pubrec{PacketID: 40_000, Properties: none},

@@ -80,8 +80,23 @@ type Header struct {
 	Uptime time.Duration // since the machine booted
 	Boot   uint64        // which boot Uptime counts from
 
+	Memo *Memo // nil for a block from its file
+
 	codec            byte
 	dir, stored, raw int
+}
+
+// Memo is what the readers of a block in memory have worked out about it, for those who
+// come after them.
+type Memo struct {
+	once  sync.Once
+	value any
+}
+
+// Do returns what make has returned the first time.
+func (m *Memo) Do(make func() any) any {
+	m.once.Do(func() { m.value = make() })
+	return m.value
 }
 
 // Last is the number of the block's last record.

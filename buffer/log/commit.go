@@ -73,7 +73,7 @@ func (l *Log) pack(b *batch, first Seq, again bool) {
 	b.block = &Block{
 		Header: Header{
 			First: first, Count: b.n, Class: l.opts.Class,
-			Wall: l.opts.Clock.Now(), Uptime: up, Boot: boot,
+			Wall: l.opts.Clock.Now(), Uptime: up, Boot: boot, Memo: new(Memo),
 		},
 		mem: b.buf, body: b.buf[headRoom:],
 	}

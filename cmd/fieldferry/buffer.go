@@ -111,6 +111,9 @@ func printFolder(w io.Writer, s *buffer.FolderStats) error {
 	fmt.Fprintln(t, "\nclass\tdestination\taccepted\tdelivered\tstored\tparked\tuncertain\tdropped\toldest")
 	for _, o := range s.Outboxes {
 		l := &o.Ledger
+		if l.Accepted == 0 {
+			continue
+		}
 		fmt.Fprintf(t, "%s\t%s\t%d\t%d\t%d\t%d\t%d\t%s\t%s\n", o.Class, o.Name,
 			l.Accepted, l.Delivered, l.Stored, l.Parked, l.Uncertain, formatDropped(l.Dropped), formatTime(o.Oldest))
 	}

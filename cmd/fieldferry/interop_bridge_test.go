@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -131,6 +132,114 @@ bridges:
 				t.Errorf("ledger %+v", l)
 			}
 		})
+	}
+}
+
+// TestInteropDownKilled has Mosquitto send 5,000 messages down with QoS 2, and kills the
+// gateway 25 times meanwhile. Each is stored exactly once for a session that is away.
+func TestInteropDownKilled(t *testing.T) {
+	const messages, kills = 5_000, 25
+	bin := buildFieldferry(t)
+	up := newMosquitto(t)
+	dir := t.TempDir()
+	local := freePort(t)
+	site := filepath.Join(dir, "site.yaml")
+	text := fmt.Sprintf(`
+gateway: {id: gw-kill, data_dir: %q}
+broker: {listeners: [{name: main, listen: "127.0.0.1:%d"}]}
+adapters: {talkers: {mqtt: local, devices: {m-1: {type: meter}}}}
+bridges:
+  cloud:
+    upstream: "mqtt://127.0.0.1:%d"
+    topic: "up/{device}/{data}"
+    backoff: {first: 20ms, max: 50ms}
+buffer: {min_free: 1MiB}
+`, filepath.Join(dir, "data"), local, up.port)
+	if err := os.WriteFile(site, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	run := func() *peer {
+		p := startPeer(t, bin, "run", "-c", site)
+		awaitPort(t, local)
+		return p
+	}
+	p := run()
+	subscribe := []string{"-h", "127.0.0.1", "-p", fmt.Sprint(local), "-V", "5", "-c", "-x", "3600", "-i", "away", "-q", "2", "-t", "devices/m-1/firmware"}
+	if out, err := exec.Command("mosquitto_sub", append(subscribe, "-E")...).CombinedOutput(); err != nil {
+		t.Fatalf("mosquitto_sub: %v\n%s", err, out)
+	}
+	stored := func() (n uint64) {
+		f, err := buffer.Inspect(filepath.Join(dir, "data", "buffer"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		s, err := f.Stats()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, o := range s.Outboxes {
+			if strings.HasPrefix(o.Name, "session away") {
+				n += o.Ledger.Accepted
+			}
+		}
+		return n
+	}
+	// The bridge must have subscribed once before the upstream has anything for it.
+	for deadline := time.Now().Add(20 * time.Second); stored() == 0; time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("nothing comes down")
+		}
+		if out, err := exec.Command("mosquitto_pub", "-h", "127.0.0.1", "-p", fmt.Sprint(up.port), "-q", "2", "-t", "up/m-1/firmware", "-m", "0").CombinedOutput(); err != nil {
+			t.Fatalf("mosquitto_pub: %v\n%s", err, out)
+		}
+	}
+	time.Sleep(time.Second) // for those of before that are on their way
+	first := stored()
+	var lines strings.Builder
+	for i := range messages {
+		fmt.Fprintf(&lines, "%d\n", i+1)
+	}
+	pub := exec.Command(bin, "pub", "-b", fmt.Sprintf("mqtt://127.0.0.1:%d", up.port), "-q", "2", "-l", "up/m-1/firmware")
+	pub.Stdin = strings.NewReader(lines.String())
+	publishing := make(chan error, 1)
+	go func() { publishing <- pub.Run() }()
+	for range kills {
+		time.Sleep(time.Duration(20+rand.IntN(150)) * time.Millisecond)
+		p.end(os.Kill)
+		p = run()
+	}
+	if err := <-publishing; err != nil {
+		t.Fatal(err)
+	}
+	last := stored()
+	for still := 0; still < 12; still++ { // until nothing has come for 3 s
+		time.Sleep(250 * time.Millisecond)
+		if n := stored(); n != last {
+			last, still = n, 0
+		}
+	}
+	// With QoS 1 for this client, as mosquitto_sub stalls with 2.
+	subscribe[slices.Index(subscribe, "2")] = "1"
+	got, err := exec.Command("mosquitto_sub", append(subscribe, "-C", fmt.Sprint(last), "-W", "60")...).Output()
+	if err != nil {
+		t.Errorf("mosquitto_sub: %v", err)
+	}
+	seen := map[string]int{}
+	for line := range strings.Lines(string(got)) {
+		seen[strings.TrimSpace(line)]++
+	}
+	delete(seen, "0")
+	twice := 0
+	for _, n := range seen {
+		if n > 1 {
+			twice++
+		}
+	}
+	p.end(os.Interrupt)
+	t.Logf("%d of %d came, %d twice, over %d kills", len(seen), messages, twice, kills)
+	if last-first != messages || len(seen) != messages || twice > 0 {
+		t.Errorf("%d are stored, %d of %d came, %d of them twice", last-first, len(seen), messages, twice)
 	}
 }
 

@@ -8,6 +8,9 @@ import (
 	"github.com/fieldferry/fieldferry/adapters"
 )
 
+// AppendValue appends a value as it stands in a payload.
+func (c Config) AppendValue(dst []byte, v adapters.Value) []byte { return c.appendValue(dst, v) }
+
 // appendValue appends a value. What JSON has no form for becomes null; only
 // elements of arrays get here with such.
 func (c Config) appendValue(dst []byte, v adapters.Value) []byte {
