@@ -63,9 +63,20 @@ func TestWriteAndReadBack(t *testing.T) {
 				{[]adapters.Assignment{set("other", adapters.Int(1))}, "has no point other"},
 				{[]adapters.Assignment{set("gone", adapters.Int(1))}, "gone: the server has no such node"},
 			} {
-				if samples, err := write(c.values...); err == nil || !strings.Contains(err.Error(), c.want) || len(samples) != 0 {
+				samples, err := write(c.values...)
+				if err == nil || !strings.Contains(err.Error(), c.want) || len(samples) != 0 {
 					t.Errorf("%v: %v, %v; want %q", c.values, samples, err, c.want)
 				}
+				// What only the server knows shows when it is tried.
+				if checked := l.CheckWrite("d", c.values); (checked == nil) != strings.HasPrefix(c.want, "gone") || checked != nil && checked.Error() != err.Error() {
+					t.Errorf("%v: checked %v, written %v", c.values, checked, err)
+				}
+			}
+			if err := l.CheckRead("d", []string{"float", "other"}); err == nil || !strings.Contains(err.Error(), "has no point other") {
+				t.Errorf("a read of a point that is not there: %v", err)
+			}
+			if err := errors.Join(l.CheckRead("d", []string{"float"}), l.CheckWrite("d", []adapters.Assignment{set("float", adapters.Int(1))})); err != nil {
+				t.Error(err)
 			}
 			// What comes behind a failure is not written; what came before is read back.
 			samples, err = write(set("float", adapters.Float64(3.5)), set("gone", adapters.Int(1)), set("int", adapters.Int(2)))
