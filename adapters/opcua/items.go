@@ -31,6 +31,9 @@ func (v *serving) monitorClock(ctx context.Context, sub *subscription) {
 func (v *serving) beatHandle() uint32 { return uint32(len(v.items)) }
 
 func (v *serving) monitor(ctx context.Context, sub *subscription, items []*ua.MonitoredItemCreateRequest) ([]*ua.MonitoredItemCreateResult, error) {
+	// What was told already must not be good for longer while nothing is heard.
+	ctx, cancel := context.WithTimeoutCause(ctx, silence, errNoAnswer)
+	defer cancel()
 	res, err := ask[*ua.CreateMonitoredItemsResponse](ctx, v.s.ch, v.s.token, &ua.CreateMonitoredItemsRequest{
 		SubscriptionID: sub.id, TimestampsToReturn: ua.TimestampsToReturnBoth, ItemsToCreate: items,
 	})
@@ -46,9 +49,10 @@ func (v *serving) monitor(ctx context.Context, sub *subscription, items []*ua.Mo
 // monitorAll makes items. Those that the server does not take are bad and tried again
 // later.
 func (v *serving) monitorAll(ctx context.Context, sub *subscription, items []*item) error {
-	for part := range chunks(items, v.s.limits.monitor, perCreate) {
+	for part := range chunks(items, v.s.limits.monitor, v.create) {
 		asked, requests := v.requests(sub, part)
 		if len(asked) == 0 {
+			v.flush(ctx)
 			continue
 		}
 		res, err := v.monitor(ctx, sub, requests)
@@ -61,6 +65,10 @@ func (v *serving) monitorAll(ctx context.Context, sub *subscription, items []*it
 				return err
 			}
 		}
+		if err := v.drain(ctx); err != nil {
+			return err
+		}
+		v.flush(ctx)
 	}
 	return nil
 }
@@ -146,7 +154,7 @@ func (v *serving) again(now time.Time) error {
 				gone = append(gone, it)
 			}
 		}
-		if len(due) == min(perCreate, int(cmp.Or(v.s.limits.monitor, perCreate))) {
+		if len(due) == min(v.create, int(cmp.Or(v.s.limits.monitor, perCreate))) {
 			break
 		}
 	}

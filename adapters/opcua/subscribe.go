@@ -18,7 +18,8 @@ const (
 	subscriptionLife = 30 * time.Second // that the server keeps it when we ask for nothing
 	keepAlive        = time.Second      // it says at least so often that there is nothing
 	perMessage       = 2000             // values of a message of the server
-	perCreate        = 1000             // items of a request
+	perCreate        = 250              // items of a request: the first values come while the others are made
+	leastCreate      = 10               // of a server that takes too long for so many
 	maxQueue         = 1000             // values of an item that the server keeps for us
 	publishHint      = time.Minute      // for how long a request for changes is good
 )
@@ -66,16 +67,12 @@ func (w *watch) serve(ctx context.Context, s *session) error {
 		probes: make(chan answer, 1), retries: make(chan answer, 1), spaces: make(chan answer, 1), last: now, turn: now,
 	}
 	if err := v.subscribe(ctx); err != nil {
+		if errors.Is(err, errNoAnswer) { // it may just be slow
+			w.create = max(w.create/4, leastCreate)
+		}
 		return err
 	}
-	v.flush(ctx)
-	n := len(v.subs) + 1
-	v.answers = make(chan answer, n)
-	for range n {
-		if err := v.publish(); err != nil {
-			return err
-		}
-	}
+	w.create = min(2*w.create, perCreate)
 	v.last, v.turn = time.Now(), time.Now()
 	for _, sub := range v.subs {
 		sub.last = v.last
@@ -107,15 +104,17 @@ func (w *watch) serve(ctx context.Context, s *session) error {
 	}
 }
 
-// subscribe makes the subscriptions and their items.
+// subscribe makes the subscriptions and their items. What the first items have comes
+// while the others are made.
 func (v *serving) subscribe(ctx context.Context) error {
 	rates := map[time.Duration][]*item{}
 	for _, it := range v.items {
 		rates[it.every] = append(rates[it.every], it)
 	}
+	order := slices.Sorted(maps.Keys(rates))
 	var first *subscription
-	for _, every := range slices.Sorted(maps.Keys(rates)) {
-		sub, err := v.create(ctx, every)
+	for _, every := range order {
+		sub, err := v.newSubscription(ctx, every)
 		if errors.Is(err, statusError{ua.StatusBadTooManySubscriptions}) && first != nil {
 			v.link.log.Warn("the server allows no further subscription; the fastest serves", "every", every, "fastest", first.every)
 			sub, err = first, nil
@@ -126,16 +125,41 @@ func (v *serving) subscribe(ctx context.Context) error {
 		v.of[every] = sub
 		if first == nil {
 			first = sub
-			v.monitorClock(ctx, sub)
 		}
-		if err := v.monitorAll(ctx, sub, rates[every]); err != nil {
+	}
+	n := len(v.subs) + 1
+	v.answers = make(chan answer, n)
+	for range n {
+		if err := v.publish(); err != nil {
+			return err
+		}
+	}
+	if first != nil {
+		v.monitorClock(ctx, first)
+	}
+	for _, every := range order {
+		if err := v.monitorAll(ctx, v.of[every], rates[every]); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (v *serving) create(ctx context.Context, every time.Duration) (*subscription, error) {
+// drain takes the answers that have come.
+func (v *serving) drain(ctx context.Context) error {
+	for {
+		select {
+		case a := <-v.answers:
+			if err := v.published(ctx, a); err != nil {
+				return err
+			}
+		default:
+			return nil
+		}
+	}
+}
+
+func (v *serving) newSubscription(ctx context.Context, every time.Duration) (*subscription, error) {
 	alive := max(1, uint32(keepAlive/every))
 	life := max(3*alive, uint32(subscriptionLife/every))
 	res, err := ask[*ua.CreateSubscriptionResponse](ctx, v.s.ch, v.s.token, &ua.CreateSubscriptionRequest{
@@ -259,16 +283,8 @@ func (v *serving) changed(n *ua.DataChangeNotification) {
 // look does what is due: it sees whether the server is heard from, tries again what it
 // did not have, and ends pulses.
 func (v *serving) look(ctx context.Context) error {
-	for { // what has come counts before what has not
-		select {
-		case a := <-v.answers:
-			if err := v.published(ctx, a); err != nil {
-				return err
-			}
-			continue
-		default:
-		}
-		break
+	if err := v.drain(ctx); err != nil { // what has come counts before what has not
+		return err
 	}
 	now := time.Now()
 	if held := now.Sub(v.turn); held > probeIdle { // by the sink, or by the machine

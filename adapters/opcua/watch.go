@@ -19,6 +19,7 @@ type watch struct {
 	sink    adapters.Sink
 	devices []*watched
 	items   []*item // the index is the handle that the server tells changes with
+	create  int     // items of a request
 	tick    time.Duration
 }
 
@@ -82,7 +83,7 @@ type item struct {
 }
 
 func newWatch(l *Link, sink adapters.Sink) *watch {
-	w := &watch{link: l, sink: sink, tick: tickEvery}
+	w := &watch{link: l, sink: sink, tick: tickEvery, create: perCreate}
 	for _, d := range l.devices {
 		dev := &watched{device: d}
 		for _, p := range d.points {
