@@ -23,10 +23,12 @@ var allowed = map[string][]string{
 	"gateway/payload":         {"adapters"},
 	"gateway/certs":           {"gateway/certs/certstest"},
 	"gateway/certs/certstest": {},
+	"gateway/certs/issue":     {},
 	"gateway/command":         {"adapters"},
 	"gateway/dashboard":       {"gateway/alarm", "adapters"},
 
-	"bridge":              {"buffer", "localbroker/topic"},
+	"bridge":              {"bridge/dial", "buffer", "localbroker/topic"},
+	"bridge/dial":         {},
 	"bridge/upstreamtest": {},
 
 	"localbroker":        {"localbroker/packet", "localbroker/topic", "localbroker/access", "localbroker/client", "buffer", "buffer/rows"},

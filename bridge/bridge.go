@@ -31,6 +31,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/fieldferry/fieldferry/bridge/dial"
 	"github.com/fieldferry/fieldferry/buffer"
 )
 
@@ -38,7 +39,7 @@ import (
 // of life is left within 1.5 × Keepalive, and one on which messages are under way
 // and none is acknowledged after 2 × Keepalive.
 type Options struct {
-	Upstream      []string // as mqtt://host:port, tried in turn
+	Upstream      []string // as mqtts://host:port, tried in turn; mqtt, mqtts, ws or wss
 	ClientID      string   // "" lets the upstream assign one
 	Username      string
 	Password      func() (string, error) // asked for each connection
@@ -58,9 +59,14 @@ type Options struct {
 
 	Canary string // topic for Probe; "" is none
 
-	// Dial opens the connection; nil is TCP for mqtt://. It must look the name up
-	// each time and end when ctx does.
-	Dial   func(ctx context.Context, u *url.URL) (net.Conn, error)
+	// Dial opens the connection; nil is that of an empty dial.Dialer. It must look the
+	// name up each time and end when ctx does.
+	Dial func(ctx context.Context, u *url.URL) (net.Conn, error)
+
+	// Attempted, if not nil, is told how each attempt to connect has ended: nil if the
+	// upstream let us in. It must not block.
+	Attempted func(u *url.URL, err error)
+
 	Logger *slog.Logger // default discards
 }
 
@@ -91,6 +97,22 @@ type Status struct {
 	DownLost  uint64 // of those with QoS 0, what came too fast
 	DownFail  uint64 // messages from the upstream that were not taken
 	Uncertain uint64 // QoS 2 copies that an upstream may have had that has lost our session; they were dropped or sent again
+}
+
+// Add adds what another Bridge counts.
+func (s *Status) Add(o Status) {
+	s.Connections += o.Connections
+	s.TakenOver += o.TakenOver
+	s.InFlight += o.InFlight
+	s.Sent += o.Sent
+	s.Delivered += o.Delivered
+	s.Parked += o.Parked
+	s.Expired += o.Expired
+	s.Refused += o.Refused
+	s.Down += o.Down
+	s.DownLost += o.DownLost
+	s.DownFail += o.DownFail
+	s.Uncertain += o.Uncertain
 }
 
 // Source is the bridge's end of its outboxes: a *buffer.Reader, whose contract it
@@ -175,8 +197,8 @@ func New(from Source, out Outboxes, o Options) (*Bridge, error) {
 			return nil, fmt.Errorf("upstream %d: %w", i+1, err)
 		case u.Hostname() == "":
 			return nil, fmt.Errorf("upstream %q: no host", u.Redacted())
-		case o.Dial == nil && u.Scheme != "mqtt":
-			return nil, fmt.Errorf("upstream %q: %s is not supported, use mqtt://", u.Redacted(), u.Scheme)
+		case o.Dial == nil && !dial.Supported(u.Scheme):
+			return nil, fmt.Errorf("upstream %q: %s is not supported, use mqtt, mqtts, ws or wss", u.Redacted(), u.Scheme)
 		}
 		b.urls = append(b.urls, u)
 	}
@@ -193,7 +215,7 @@ func New(from Source, out Outboxes, o Options) (*Bridge, error) {
 	o.Window = min(o.Window, maxWindow)
 	o.Backoff = o.Backoff.withDefaults()
 	if o.Dial == nil {
-		o.Dial = dialTCP
+		o.Dial = new(dial.Dialer).Dial
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
@@ -220,12 +242,20 @@ func (b *Bridge) Run(ctx context.Context) error {
 			if failed := (*bufferError)(nil); errors.As(err, &failed) {
 				return err
 			}
+			if errors.Is(err, errRenew) {
+				attempt = -1 // the same session, at once
+				break
+			}
+			next, err := b.nextAfter(at, err)
 			twin = b.failed(u, err)
 			if lasted >= stableAfter {
 				attempt = -1 // the session is there: again at once
+				if next != at && elsewhere(err) {
+					at = next
+				}
 				break
 			}
-			at = (at + 1) % len(b.urls)
+			at = next
 			if lasted > 0 {
 				break // not the next at once, or an upstream that drops us is hammered
 			}
@@ -262,6 +292,9 @@ func sleep(ctx context.Context, d time.Duration) bool {
 // long that was up, 0 if it never was.
 func (b *Bridge) serve(ctx context.Context, u *url.URL) (time.Duration, error) {
 	c, err := b.connect(ctx, u)
+	if b.o.Attempted != nil && ctx.Err() == nil {
+		b.o.Attempted(u, err)
+	}
 	if err != nil {
 		return 0, err
 	}
@@ -343,6 +376,20 @@ func (b *Bridge) failed(u *url.URL, err error) (taken bool) {
 	}
 	b.status.URL, b.status.LastError = u.Redacted(), err.Error()
 	return taken
+}
+
+// Renew ends the connection, if there is one, and makes another at once with the same
+// session and what Dial has new. The upstream hears that nothing is wrong.
+func (b *Bridge) Renew() {
+	b.mu.Lock()
+	c := b.conn
+	b.mu.Unlock()
+	if c != nil {
+		select {
+		case c.renew <- struct{}{}:
+		default:
+		}
+	}
 }
 
 // Live reports whether new telemetry can be sent soon: the bridge is connected, and

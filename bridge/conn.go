@@ -22,6 +22,9 @@ const (
 	reasonTimeout = time.Second // for the upstream's DISCONNECT when a write fails
 )
 
+// errRenew ends a connection that is to be made anew.
+var errRenew = errors.New("the connection is made anew")
+
 // conn is one connection to the upstream. Five goroutines serve it: the fetcher
 // takes copies from the buffer, as many as may be sent; the writer sends them, and
 // nobody else writes; the reader settles them as they are acknowledged; the
@@ -39,6 +42,7 @@ type conn struct {
 	wake    chan struct{}          // to the writer: there is room, or something is owed
 	pubrecs chan struct{}          // to the committer
 	down    chan delivery          // what came from the upstream
+	renew   chan struct{}          // to the writer: the connection is to be made anew
 	number  uint64                 // of the session
 	over    <-chan struct{}        // closed when the connection ends
 
@@ -77,6 +81,7 @@ func newConn(b *Bridge, l *line) *conn {
 		wake:    make(chan struct{}, 1),
 		pubrecs: make(chan struct{}, 1),
 		down:    make(chan delivery, maxWaiting),
+		renew:   make(chan struct{}, 1),
 		flushed: time.Now(),
 	}
 }
@@ -101,7 +106,7 @@ func (c *conn) run(ctx context.Context) error {
 	wg.Go(func() { c.deliverDown(up) })
 	wg.Go(func() {
 		<-up.Done()
-		if ctx.Err() != nil { // the writer may say goodbye
+		if ctx.Err() != nil || errors.Is(context.Cause(up), errRenew) { // the writer may say goodbye
 			select {
 			case <-done:
 			case <-time.After(stopTimeout):
@@ -117,7 +122,7 @@ func (c *conn) run(ctx context.Context) error {
 		}
 	}
 	cut(err)
-	if ctx.Err() != nil && c.goodbye() == nil {
+	if (ctx.Err() != nil || errors.Is(err, errRenew)) && c.goodbye(ctx) == nil {
 		<-reading // the upstream closes; a close of ours before could take the goodbye back
 	}
 	close(done)
@@ -218,6 +223,8 @@ func (c *conn) write(ctx context.Context) error {
 		case pending = <-fetched:
 			asked = false
 		case <-c.wake:
+		case <-c.renew:
+			return errRenew
 		case <-resume:
 		case <-ping.C:
 			err = c.ping()
@@ -485,12 +492,20 @@ func (c *conn) announceAgain(now time.Time) (wait time.Duration, err error) {
 	return 0, c.announce(true, "")
 }
 
-// goodbye tells the upstream that the gateway stops.
-func (c *conn) goodbye() error {
-	if err := c.announce(false, "stopped"); err != nil {
-		return err
+// goodbye tells the upstream that the connection is over, and if no other follows that
+// the gateway stops.
+func (c *conn) goodbye(ctx context.Context) error {
+	goodbye := []byte{packets.DISCONNECT << 4, 0}
+	switch why := context.Cause(ctx); {
+	case why == nil || errors.Is(why, ErrHandOver):
+	case errors.Is(why, ErrEnd): // Session Expiry Interval 0, MQTT 5 §3.14.2.2.2
+		goodbye = []byte{packets.DISCONNECT << 4, 7, 0, 5, packets.PropSessionExpiryInterval, 0, 0, 0, 0}
+	default:
+		if err := c.announce(false, "stopped"); err != nil {
+			return err
+		}
 	}
-	if _, err := c.w.Write([]byte{packets.DISCONNECT << 4, 0}); err != nil {
+	if _, err := c.w.Write(goodbye); err != nil {
 		return err
 	}
 	return c.flush()

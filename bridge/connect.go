@@ -2,6 +2,7 @@ package bridge
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"net"
@@ -9,6 +10,8 @@ import (
 	"time"
 
 	"github.com/eclipse/paho.golang/packets"
+
+	"github.com/fieldferry/fieldferry/bridge/dial"
 )
 
 const (
@@ -45,7 +48,7 @@ func (b *Bridge) connect(ctx context.Context, u *url.URL) (*conn, error) {
 	defer cancel()
 	nc, err := b.o.Dial(ctx, u)
 	if err != nil {
-		return nil, fmt.Errorf("connect: %w", err)
+		return nil, explained(u, fmt.Errorf("connect: %w", err))
 	}
 	stop := context.AfterFunc(ctx, func() { nc.Close() })
 	c, err := b.login(nc, sessionURL(u))
@@ -54,21 +57,19 @@ func (b *Bridge) connect(ctx context.Context, u *url.URL) (*conn, error) {
 	}
 	if err != nil {
 		nc.Close()
-		return nil, err
+		return nil, explained(u, err) // with TLS 1.3 a server looks at our certificate now
 	}
 	return c, nil
 }
 
-func dialTCP(ctx context.Context, u *url.URL) (net.Conn, error) {
-	if u.Scheme != "mqtt" {
-		return nil, fmt.Errorf("%s:// is not plain MQTT", u.Scheme)
+// explained says what to check about an error, in place of all that led to it.
+func explained(u *url.URL, err error) error {
+	err = dial.Explain(u, err)
+	var r *dial.Refusal
+	if errors.As(err, &r) {
+		return r
 	}
-	port := u.Port()
-	if port == "" {
-		port = "1883"
-	}
-	var d net.Dialer
-	return d.DialContext(ctx, "tcp", net.JoinHostPort(u.Hostname(), port))
+	return err
 }
 
 // sessionURL is what of a URL says which upstream it is.
@@ -94,7 +95,14 @@ func (b *Bridge) login(nc net.Conn, url string) (*conn, error) {
 	if err := c.w.Flush(); err != nil {
 		return nil, err
 	}
-	p, err := readPacket(c.r, maxConnack)
+	head, err := c.r.Peek(2)
+	if err == nil {
+		err = dial.Recognise(head)
+	}
+	var p packet
+	if err == nil {
+		p, err = readPacket(c.r, maxConnack)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("wait for CONNACK: %w", err)
 	}
@@ -110,7 +118,7 @@ func (b *Bridge) login(nc net.Conn, url string) (*conn, error) {
 		case codeQoS:
 			b.will.qos = 0
 		}
-		return nil, &ReasonError{Packet: "CONNACK", Code: p.code, Reason: p.reason}
+		return nil, &ReasonError{Packet: "CONNACK", Code: p.code, Reason: p.reason, Server: ack.Properties.ServerReference}
 	}
 	if id := ack.Properties.AssignedClientID; id != "" {
 		b.clientID = id // the session is under it

@@ -37,12 +37,12 @@ type MapperOptions struct {
 	Topic    string          // upstream form; default DefaultTopic
 	Data     map[string]Data // by data name; the longest that is a prefix by level counts
 	Devices  []Device
-	Forward  []Forward // tried in order for topics outside devices/
-	Outboxes Outboxes  // where the copies go
+	Forward  []Forward  // tried in order for topics outside devices/
+	Outboxes []Outboxes // where the copies go: those of each connection, by SpreadOver
 
 	// Live says whether telemetry can be sent soon. What cannot goes to Replay, and has
 	// the user property replayed. nil keeps all of it in one order.
-	Live func() bool
+	Live func(connection int) bool
 
 	// Unknown is told once of each device that publishes but is not in Devices,
 	// with the lines that would add it to the site file. It must not block.
@@ -108,11 +108,11 @@ type Mapper struct {
 	template *topic.Template
 	devices  devices
 	forward  []forward
-	outboxes Outboxes
-	props    []byte // the gateway property and the key of seq
-	own      []byte // the gateway property
-	late     []byte // props of what is replayed
-	live     func() bool
+	outboxes []Outboxes // by connection
+	props    []byte     // the gateway property and the key of seq
+	own      []byte     // the gateway property
+	late     []byte     // props of what is replayed
+	live     func(connection int) bool
 	filters  []Filter
 	seq      string // "origin.boot."
 
@@ -137,6 +137,7 @@ type target struct {
 	data       Data
 	keepRetain bool // that of the publish counts, not the data's
 	topic      string
+	connection int           // that carries it
 	n          atomic.Uint64 // last number given
 }
 
@@ -343,16 +344,16 @@ func (m *Mapper) Route(name string, retain bool, props []byte) (Route, bool) {
 // Copy is the message's copy for this bridge in the class given. Appending it
 // gives it the user properties gateway and seq, with the next number of the topic.
 func (r Route) Copy(class buffer.Class) buffer.Copy {
-	m := r.target.mapper
+	m, outboxes := r.target.mapper, &r.target.mapper.outboxes[r.target.connection]
 	c := buffer.Copy{
-		Outbox: m.outboxes[class],
+		Outbox: outboxes[class],
 		Topic:  r.target.topic,
 		Number: r.target,
 		QoS:    r.target.data.QoS,
 		Retain: r.retain,
 	}
-	if class == buffer.Telemetry && m.live != nil && !m.live() {
-		c.Outbox, c.Number = m.outboxes[Replay], replayed{r.target}
+	if class == buffer.Telemetry && m.live != nil && !m.live(r.target.connection) {
+		c.Outbox, c.Number = outboxes[Replay], replayed{r.target}
 	}
 	return c
 }
@@ -412,7 +413,7 @@ func (m *Mapper) findData(id, data string) *target {
 		m.unfitCount.Add(1)
 		return nil
 	}
-	return &target{mapper: m, data: d, topic: name}
+	return &target{mapper: m, data: d, topic: name, connection: SpreadOver(len(m.outboxes), id)}
 }
 
 func (m *Mapper) findForward(name string) *target {
@@ -421,7 +422,7 @@ func (m *Mapper) findForward(name string) *target {
 			continue
 		}
 		if b, ok := f.mapping.Append(nil, name); ok {
-			return &target{mapper: m, data: Data{QoS: f.QoS, Class: f.Class}, keepRetain: true, topic: string(b)}
+			return &target{mapper: m, data: Data{QoS: f.QoS, Class: f.Class}, keepRetain: true, topic: string(b), connection: SpreadOver(len(m.outboxes), string(b))}
 		}
 	}
 	return nil

@@ -44,7 +44,7 @@ func plantOptions(t testing.TB) MapperOptions {
 			{Local: "plant/#", Upstream: "all/{#}", QoS: 1, Class: buffer.Status},
 			{Local: "down/#", Upstream: "x/{#}", Direction: Down},
 		},
-		Outboxes: out,
+		Outboxes: []Outboxes{out},
 	}
 }
 

@@ -93,7 +93,7 @@ func TestLiveFirst(t *testing.T) {
 	run(t, "outage", Options{Limit: Limit{Messages: 100}, Window: 10}, func(t *testing.T, r *rig) {
 		m, err := NewMapper(MapperOptions{
 			Gateway: "gw", Data: map[string]Data{"telemetry": {QoS: 2, Class: buffer.Telemetry}}, Topic: "{device}/{data}",
-			Devices: []Device{{ID: "d"}}, Outboxes: r.out, Live: func() bool { return r.bridge.Live() },
+			Devices: []Device{{ID: "d"}}, Outboxes: []Outboxes{r.out}, Live: func(int) bool { return r.bridge.Live() },
 		})
 		if err != nil {
 			t.Fatal(err)

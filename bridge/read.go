@@ -40,7 +40,11 @@ func (c *conn) read() error {
 		case packets.UNSUBACK:
 			// a sign of life
 		case packets.DISCONNECT:
-			return &ReasonError{Packet: "DISCONNECT", Code: p.code, Reason: p.reason}
+			r := &ReasonError{Packet: "DISCONNECT", Code: p.code, Reason: p.reason}
+			if d, ok := p.content.(*packets.Disconnect); ok {
+				r.Server = d.Properties.ServerReference
+			}
+			return r
 		default:
 			err = fmt.Errorf("protocol error: packet of type %d", p.kind)
 		}

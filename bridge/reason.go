@@ -11,6 +11,7 @@ type ReasonError struct {
 	Packet string // CONNACK or DISCONNECT
 	Code   byte
 	Reason string // the upstream's own words, "" if it gave none
+	Server string // the Server Reference with 0x9C and 0x9D, "" if there is none (MQTT 5 §4.11)
 }
 
 func (e *ReasonError) Error() string {
@@ -40,6 +41,8 @@ const (
 	codeQuotaExceeded  = 0x97
 	codeRetain         = 0x9A
 	codeQoS            = 0x9B
+	codeUseAnother     = 0x9C
+	codeMoved          = 0x9D
 )
 
 // reasons says what a code means and what to check.
@@ -52,7 +55,7 @@ var reasons = map[byte]struct{ text, hint string }{
 	0x84: {"protocol version not supported", "the upstream must speak MQTT 5"},
 	0x85: {"client identifier not valid", "check client_id"},
 	0x86: {"bad user name or password", "check username and password"},
-	0x87: {"not authorised", "check the upstream's access rules for this client_id and username"},
+	0x87: {"not authorised", "check username and password, and the upstream's access rules for this client_id"},
 	0x88: {"server unavailable", ""},
 	0x89: {"server busy", ""},
 	0x8A: {"banned", "the upstream's administrator has banned this client"},

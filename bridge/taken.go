@@ -43,6 +43,13 @@ func OpenTaken(b *buffer.Buffer, name string) (*Taken, error) {
 	return t, err
 }
 
+// Rewind lets another Bridge use it, after HandOver and when the first has ended: what
+// that has not noted comes again.
+func (t *Taken) Rewind() {
+	t.reader.Rewind()
+	t.read = t.read[:0]
+}
+
 // Close lets go of the outboxes.
 func (t *Taken) Close() { t.reader.Close() }
 

@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/fieldferry/fieldferry/gateway/certs"
 	"github.com/fieldferry/fieldferry/gateway/config"
@@ -40,7 +41,10 @@ func Check(c *config.Config) []config.Problem {
 	}
 	for i := range c.Broker.Listeners {
 		if t := c.Broker.Listeners[i].TLS; t != nil {
-			if _, err := certs.OpenServer(serverFiles(t), nil); err != nil {
+			server, err := certs.OpenServer(serverFiles(t), nil)
+			if err == nil {
+				problems = append(problems, expiryWarnings(t.Pos, "tls", server.Chain(), time.Now())...)
+			} else {
 				p := config.Problem{Pos: t.Pos, Text: fmt.Sprintf("tls: %v", err), Warning: errors.Is(err, fs.ErrNotExist)}
 				if p.Warning {
 					p.Text += "; the gateway does not start without it"
@@ -48,6 +52,9 @@ func Check(c *config.Config) []config.Problem {
 				problems = append(problems, p)
 			}
 		}
+	}
+	for i := range c.Bridges {
+		problems = append(problems, checkWayOut(c, &c.Bridges[i], time.Now())...)
 	}
 	if h := c.HTTP; h != nil {
 		problems = append(problems, config.Problem{Pos: h.Pos, Text: "http: this version serves /livez, /readyz and /health; the dashboard, REST API and metrics are not in it", Warning: true})

@@ -10,7 +10,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/fieldferry/fieldferry/adapters"
 	"github.com/fieldferry/fieldferry/bridge"
 	"github.com/fieldferry/fieldferry/buffer"
 	"github.com/fieldferry/fieldferry/buffer/log"
@@ -43,7 +42,7 @@ type alarms struct {
 
 	rejected uint64 // appends that failed, at the last look
 	bridges  []*bridgeLook
-	links    []adapters.Link // whose certificates are watched
+	certs    []certLook
 
 	mu       sync.Mutex       // guards what follows
 	verified *buffer.Verified // the last recount; nil before the first
@@ -93,10 +92,17 @@ func (b *bridgeLook) samples(now time.Time) []alarm.Sample {
 // forUpstream reports whether an outbox is a bridge's.
 func forUpstream(o *buffer.Outbox) bool { return strings.HasPrefix(o.Name(), bridgeOutbox) }
 
-// watch has the alarms look at bridges too.
+// watch has the alarms look at bridges too, each connection by itself: one that is dead
+// among others that are not is to be seen.
 func (a *alarms) watch(bridges []*upstream) {
 	for _, u := range bridges {
-		a.bridges = append(a.bridges, &bridgeLook{name: u.name, status: u.bridge.Status, taken: []uint64{0}})
+		for k := range u.latest() {
+			status := func() bridge.Status { return u.at(k).bridge.Status() }
+			a.bridges = append(a.bridges, &bridgeLook{name: connectionName(u.name, k), status: status, taken: []uint64{0}})
+		}
+		if u.way.files != nil {
+			a.certs = append(a.certs, certLook{"bridge/" + u.name, u.way.problem, u.way.files.Chain})
+		}
 	}
 }
 
@@ -181,10 +187,12 @@ func (a *alarms) samples() []alarm.Sample {
 	for _, b := range a.bridges {
 		all = append(all, b.samples(time.Now())...)
 	}
+	for _, c := range a.certs {
+		all = append(all, c.samples(time.Now())...)
+	}
 	if free, ok := diskFree(a.dir); ok {
 		all = append(all, alarm.Sample{Name: alarm.DiskFree, Value: free})
 	}
-	all = append(all, expirySamples(a.links, time.Now())...)
 	if c, ok := a.clock.(log.SyncedClock); ok {
 		all = append(all, alarm.Sample{Name: alarm.Clock, Value: number(!c.Synced())})
 	}

@@ -122,7 +122,7 @@ func (k *commands) answerUpstream(ctx context.Context, e *envelope, rep *reply, 
 		}
 		begun(k.buffer.Append(ctx, buffer.Command, &buffer.Message{
 			Topic: "devices/" + e.device + "/commands/response", Payload: answer, QoS: 1, Enqueued: time.Now(), Urgent: true,
-			Copies: []buffer.Copy{{Outbox: u.outboxes[buffer.Command], Topic: to, Props: u.mapper.Mark(slices.Clone(rep.props)), QoS: 1}},
+			Copies: []buffer.Copy{{Outbox: u.outboxesOf(e.device)[buffer.Command], Topic: to, Props: u.mapper.Mark(slices.Clone(rep.props)), QoS: 1}},
 		}, told))
 		return
 	}

@@ -38,7 +38,7 @@ func brokerOptions(c *config.Broker, routes localbroker.Router, buf *buffer.Buff
 }
 
 // openListeners reads the certificates of the broker's listeners.
-func openListeners(c *config.Broker, log *slog.Logger) (all []localbroker.Listener, err error) {
+func openListeners(c *config.Broker, log *slog.Logger) (all []localbroker.Listener, looks []certLook, err error) {
 	var errs []error
 	for i := range c.Listeners {
 		l := &c.Listeners[i]
@@ -53,10 +53,11 @@ func openListeners(c *config.Broker, log *slog.Logger) (all []localbroker.Listen
 				continue
 			}
 			one.TLS, one.Identity = server.Config(), identity(t.Identity)
+			looks = append(looks, certLook{"listener/" + l.Name, server.Err, server.Chain})
 		}
 		all = append(all, one)
 	}
-	return all, errors.Join(errs...)
+	return all, looks, errors.Join(errs...)
 }
 
 func serverFiles(t *config.ListenerTLS) certs.ServerFiles {

@@ -37,7 +37,7 @@ func Topics(c *config.Config) ([]Carried, error) {
 	all := []Carried{}
 	for i := range c.Bridges {
 		b := &c.Bridges[i]
-		m, err := bridge.NewMapper(mapperOptions(c, b, bridge.Outboxes{}, nobody{}, slog.New(slog.DiscardHandler)))
+		m, err := bridge.NewMapper(mapperOptions(c, b, []bridge.Outboxes{{}}, nobody{}, slog.New(slog.DiscardHandler)))
 		if err != nil {
 			return nil, fmt.Errorf("%s: bridge %s: %w", b.Pos, b.Name, err)
 		}

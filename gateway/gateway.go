@@ -117,7 +117,8 @@ func (g *Gateway) open() (err error) {
 	}
 	options := brokerOptions(&c.Broker, commandRouter{routes, g.command}, g.buffer, g.state, brokerLog)
 	options.Version = g.version
-	if options.Listeners, err = openListeners(&c.Broker, brokerLog); err != nil {
+	var listeners []certLook
+	if options.Listeners, listeners, err = openListeners(&c.Broker, brokerLog); err != nil {
 		return err
 	}
 	if guard.guards() {
@@ -137,6 +138,7 @@ func (g *Gateway) open() (err error) {
 		return err
 	}
 	g.alarms.watch(g.bridges)
+	g.alarms.certs = append(g.alarms.certs, listeners...)
 	g.field = newField(g.broker, g.buffer, &c.Payload, g.log.With("part", "field"))
 	if g.command != nil {
 		g.command.last = g.field.last
@@ -144,7 +146,7 @@ func (g *Gateway) open() (err error) {
 	if g.links, err = openLinks(c, g.field, g.command, g.log); err != nil {
 		return err
 	}
-	g.alarms.links = g.links
+	g.alarms.certs = append(g.alarms.certs, linkCertificates(g.links)...)
 	if g.field.memory, err = openAlerts(filepath.Join(c.Gateway.DataDir, "alerts.db"), g.field.order, g.log.With("part", "alerts")); err != nil {
 		return dataDirError(c, err)
 	}
@@ -208,7 +210,8 @@ func (g *Gateway) Run(ctx context.Context) error {
 	defer fail(nil)
 	bridges := newStage(ctx, fail)
 	for _, u := range g.bridges {
-		bridges.run("bridge "+u.name, u.bridge.Run)
+		bridges.run("bridge "+u.name, u.run)
+		bridges.run("certificates of bridge "+u.name, func(ctx context.Context) error { return u.way.run(ctx, u.current) })
 	}
 	state := newStage(ctx, fail)
 	state.run("broker state", g.state.Run)
@@ -285,7 +288,7 @@ func (g *Gateway) Broker() *localbroker.Broker { return g.broker }
 func (g *Gateway) Bridges() []BridgeStatus {
 	all := make([]BridgeStatus, len(g.bridges))
 	for i, u := range g.bridges {
-		all[i] = BridgeStatus{Name: u.name, Status: u.bridge.Status(), Ledger: u.outboxes.Ledger()}
+		all[i] = BridgeStatus{Name: u.name, Status: u.status(), Ledger: u.ledger()}
 	}
 	return all
 }

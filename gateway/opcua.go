@@ -1,12 +1,11 @@
 package gateway
 
 import (
+	"crypto/x509"
 	"maps"
-	"time"
 
 	"github.com/fieldferry/fieldferry/adapters"
 	"github.com/fieldferry/fieldferry/adapters/opcua"
-	"github.com/fieldferry/fieldferry/gateway/alarm"
 	"github.com/fieldferry/fieldferry/gateway/config"
 )
 
@@ -66,24 +65,11 @@ func allowOPCUAActions(d *config.Device, dev *opcua.Device) {
 	}
 }
 
-// expirySamples are how long the certificates of links are good for.
-func expirySamples(links []adapters.Link, now time.Time) (all []alarm.Sample) {
+// linkCertificates look at the certificates of links: ours, and the servers'.
+func linkCertificates(links []adapters.Link) (all []certLook) {
 	for _, l := range links {
-		c, ok := l.(interface{ Certificates() []opcua.Certificate })
-		if !ok {
-			continue
-		}
-		// The soonest stands for both: one subject has one alarm.
-		var soonest opcua.Certificate
-		for _, cert := range c.Certificates() {
-			if soonest.Until.IsZero() || cert.Until.Before(soonest.Until) {
-				soonest = cert
-			}
-		}
-		if !soonest.Until.IsZero() {
-			all = append(all, alarm.Sample{
-				Name: alarm.CertificateExpiry, Subject: l.String(), Detail: soonest.What, Value: max(0, soonest.Until.Sub(now).Seconds()),
-			})
+		if c, ok := l.(interface{ Certificates() []*x509.Certificate }); ok {
+			all = append(all, certLook{"adapter/" + l.String(), func() error { return nil }, c.Certificates})
 		}
 	}
 	return all

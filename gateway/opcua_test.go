@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"crypto/x509"
 	"testing"
 	"time"
 
@@ -17,13 +18,13 @@ import (
 type dated struct {
 	adapters.Link
 	name  string
-	certs []opcua.Certificate
+	certs []*x509.Certificate
 }
 
 func (d dated) String() string                    { return d.name }
-func (d dated) Certificates() []opcua.Certificate { return d.certs }
+func (d dated) Certificates() []*x509.Certificate { return d.certs }
 
-func TestCertificateAlarms(t *testing.T) {
+func TestLinkCertificateAlarms(t *testing.T) {
 	now := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
 	day := 24 * time.Hour
 	engine, err := alarm.New(alarm.Options{})
@@ -36,12 +37,14 @@ func TestCertificateAlarms(t *testing.T) {
 	})
 	defer cancel()
 	link := func(ours, theirs time.Duration) []adapters.Link {
-		return []adapters.Link{dated{name: "press", certs: []opcua.Certificate{{What: "ours", Until: now.Add(ours)}, {What: "theirs", Until: now.Add(theirs)}}}, dated{name: "never connected"}}
+		return []adapters.Link{dated{name: "press", certs: []*x509.Certificate{{NotAfter: now.Add(ours)}, {NotAfter: now.Add(theirs)}}}, dated{name: "never connected"}}
 	}
 	for _, l := range [][]adapters.Link{link(400*day, 200*day), link(400*day, 20*day), link(day, 20*day), link(-day, 20*day), link(400*day, 200*day)} {
-		engine.Observe(now, expirySamples(l, now)...)
+		for _, look := range linkCertificates(l) {
+			engine.Observe(now, look.samples(now)...)
+		}
 	}
-	want := []string{"raised certificate-expiry press warning", "escalated certificate-expiry press critical", "cleared certificate-expiry press critical"}
+	want := []string{"raised certificate-expiry adapter/press warning", "escalated certificate-expiry adapter/press critical", "cleared certificate-expiry adapter/press critical"}
 	if d := cmp.Diff(want, raised); d != "" {
 		t.Error(d)
 	}

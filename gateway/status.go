@@ -100,13 +100,15 @@ func (g *Gateway) Health(ctx context.Context) (*health.Report, error) { return g
 func (g *Gateway) newHealth() *health.Checker {
 	parts := []health.Part{{Name: "local", Local: true, Probe: g.canary.probe}}
 	for _, u := range g.bridges {
-		parts = append(parts, health.Part{Name: "bridge " + u.name, Probe: func(ctx context.Context) (time.Duration, error) {
-			took, err := u.bridge.Probe(ctx)
-			if errors.Is(err, bridge.ErrDoubt) {
-				err = fmt.Errorf("%w: %w", health.ErrDoubt, err)
-			}
-			return took, err
-		}})
+		for k := range u.latest() {
+			parts = append(parts, health.Part{Name: "bridge " + connectionName(u.name, k), Probe: func(ctx context.Context) (time.Duration, error) {
+				took, err := u.at(k).bridge.Probe(ctx)
+				if errors.Is(err, bridge.ErrDoubt) {
+					err = fmt.Errorf("%w: %w", health.ErrDoubt, err)
+				}
+				return took, err
+			}})
+		}
 	}
 	return health.NewChecker(parts...)
 }

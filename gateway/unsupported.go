@@ -23,7 +23,7 @@ func Unsupported(c *config.Config) []config.Problem {
 	}
 	u.payload(&c.Payload)
 	for i := range c.Bridges {
-		u.bridge(c, &c.Bridges[i])
+		u.bridge(&c.Bridges[i])
 	}
 	return u.problems
 }
@@ -94,26 +94,8 @@ func (u *unsupported) payload(p *config.Payload) {
 	}
 }
 
-func (u *unsupported) bridge(c *config.Config, b *config.Bridge) {
+func (u *unsupported) bridge(b *config.Bridge) {
 	what := "bridges." + b.Name
-	at := func(key string) config.Pos {
-		pos, _ := c.Position("bridges", b.Name, key)
-		return pos
-	}
-	for _, url := range b.Upstream {
-		if url.Scheme != "mqtt" {
-			u.add(at("upstream"), what+".upstream: "+url.Redacted(), "upstreams other than mqtt:// are")
-		}
-	}
-	if !b.TLS.Pos.IsZero() {
-		u.add(b.TLS.Pos, what+".tls", "TLS to the upstream is")
-	}
-	if b.Proxy != nil {
-		u.add(at("proxy"), what+".proxy", "proxies are")
-	}
-	if b.Connections > 1 {
-		u.add(at("connections"), what+".connections", "several connections of one bridge are")
-	}
 	for _, d := range b.Data {
 		if d.Encrypt != "" {
 			u.add(d.Pos, what+".data."+d.Name+".encrypt", "end-to-end encryption is")

@@ -21,13 +21,12 @@ const bridgeOutbox = "bridge/"
 
 // upstream is a bridge with what belongs to it.
 type upstream struct {
-	name     string
-	bridge   *bridge.Bridge
-	mapper   *bridge.Mapper
-	outboxes bridge.Outboxes
-	reader   *buffer.Reader
-	taken    *bridge.Taken
-	publish  publishFunc // on the local broker, which is made later
+	*spreading
+	name    string
+	mapper  *bridge.Mapper
+	way     *wayOut
+	taken   *bridge.Taken
+	publish publishFunc // on the local broker, which is made later
 }
 
 type publishFunc func(context.Context, *localbroker.Message, buffer.Receipt) error
@@ -50,7 +49,7 @@ func (u *upstream) deliver(ctx context.Context, m *bridge.Inbound, r buffer.Rece
 
 // close lets go of the outboxes.
 func (u *upstream) close() {
-	u.reader.Close()
+	u.spreading.close()
 	if u.taken != nil {
 		u.taken.Close()
 	}
@@ -78,52 +77,95 @@ func isCommand(name string) bool {
 
 func openUpstream(c *config.Config, b *config.Bridge, buf *buffer.Buffer, log *slog.Logger) (*upstream, error) {
 	log = log.With("part", "bridge", "bridge", b.Name)
-	u := &upstream{name: b.Name}
+	u := &upstream{name: b.Name, spreading: &spreading{name: b.Name, buffer: buf, log: log}}
 	var err error
-	// The number is that of the connection.
-	if u.outboxes, err = bridge.OpenOutboxes(buf, bridgeOutbox+b.Name+"/0"); err != nil {
+	if u.way, err = openWayOut(b, log); err != nil {
 		return nil, err
 	}
-	mo := mapperOptions(c, b, u.outboxes, buf, log)
+	var waiting bool
+	if u.spread, waiting, err = openSpreads(buf, bridgeOutbox+b.Name+"/", b.Connections); err != nil {
+		return nil, err
+	}
+	outboxes := u.spread[len(u.spread)-1].connections
+	if waiting {
+		log.Warn("connections has changed again before all was delivered from before the last change; it counts when that is done and the gateway starts again", "connections", len(outboxes))
+	}
+	mo := mapperOptions(c, b, outboxes, buf, log)
 	if b.LiveFirst {
-		mo.Live = func() bool { return u.bridge.Live() }
+		mo.Live = func(k int) bool { return u.latest()[k].bridge.Live() }
 	}
 	if u.mapper, err = bridge.NewMapper(mo); err != nil {
 		return nil, err
 	}
-	if u.reader, err = buf.Reader(u.outboxes[:]...); err != nil {
-		return nil, err
+	if len(u.mapper.Filters()) > 0 {
+		if u.taken, err = bridge.OpenTaken(buf, b.Name); err != nil {
+			return nil, err
+		}
+		u.handedOver = u.taken.Rewind
 	}
+	for _, s := range u.spread {
+		list := make([]*connection, len(s.connections))
+		for k, out := range s.connections {
+			if list[k], err = u.open(c, b, k, len(s.connections), out, buf, log); err != nil {
+				u.close()
+				return nil, err
+			}
+		}
+		u.conns = append(u.conns, list)
+	}
+	return u, nil
+}
+
+// open makes one of several connections. The first has the gateway's status and what
+// comes down.
+func (u *upstream) open(c *config.Config, b *config.Bridge, k, of int, out bridge.Outboxes, buf *buffer.Buffer, log *slog.Logger) (*connection, error) {
+	if of > 1 {
+		log = log.With("connection", k)
+	}
+	passage := &passage{way: u.way}
 	o := bridge.Options{
-		ClientID:      b.ClientID,
+		ClientID:      clientID(b, k),
 		Username:      b.Username,
 		Keepalive:     b.Keepalive,
 		SessionExpiry: b.SessionExpiry,
 		Backoff:       bridge.Backoff{First: b.BackoffFirst, Max: b.BackoffMax},
-		Presence:      presence(c, u.mapper, buf),
 		DropLost:      b.DropLost,
-		Limit:         bridge.Limit{Messages: b.Limit.MessagesPerSecond, Bytes: b.Limit.BytesPerSecond},
+		Limit:         bridge.Limit{Messages: b.Limit.MessagesPerSecond / float64(of), Bytes: b.Limit.BytesPerSecond / float64(of)},
+		Dial:          passage.dial,
+		Attempted:     passage.attempted,
 		Logger:        log,
 	}
-	o.Canary, _ = u.mapper.UpstreamTopic(c.Gateway.ID, "canary") // without a topic there is none
 	for _, url := range b.Upstream {
 		o.Upstream = append(o.Upstream, url.String())
 	}
-	if filters := u.mapper.Filters(); len(filters) > 0 {
-		if u.taken, err = bridge.OpenTaken(buf, b.Name); err != nil {
-			u.close()
-			return nil, err
+	if k == 0 {
+		o.Canary, _ = u.mapper.UpstreamTopic(c.Gateway.ID, "canary") // without a topic there is none
+		o.Presence = presence(c, u.mapper, buf)
+		if u.taken != nil {
+			o.Down = &bridge.Downward{Filters: u.mapper.Filters(), Deliver: u.deliver, Taken: u.taken}
 		}
-		o.Down = &bridge.Downward{Filters: filters, Deliver: u.deliver, Taken: u.taken}
 	}
 	if !b.Password.IsZero() {
 		o.Password = b.Password.Read
 	}
-	if u.bridge, err = bridge.New(u.reader, u.outboxes, o); err != nil {
-		u.close()
+	reader, err := buf.Reader(out[:]...)
+	if err != nil {
 		return nil, err
 	}
-	return u, nil
+	one, err := bridge.New(reader, out, o)
+	if err != nil {
+		reader.Close()
+		return nil, err
+	}
+	return &connection{k, out, reader, one}, nil
+}
+
+// clientID is that of a connection: the first has the bridge's own.
+func clientID(b *config.Bridge, k int) string {
+	if k == 0 {
+		return b.ClientID
+	}
+	return fmt.Sprintf("%s-%d", b.ClientID, k)
 }
 
 // numbered is a data folder in one of its process lives.
@@ -132,7 +174,7 @@ type numbered interface {
 	Boot() uint32
 }
 
-func mapperOptions(c *config.Config, b *config.Bridge, outboxes bridge.Outboxes, of numbered, log *slog.Logger) bridge.MapperOptions {
+func mapperOptions(c *config.Config, b *config.Bridge, outboxes []bridge.Outboxes, of numbered, log *slog.Logger) bridge.MapperOptions {
 	o := bridge.MapperOptions{
 		Gateway: c.Gateway.ID, Org: c.Gateway.Org, Site: c.Gateway.Site,
 		Origin: of.Origin(), Boot: of.Boot(),

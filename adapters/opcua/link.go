@@ -3,6 +3,7 @@ package opcua
 import (
 	"cmp"
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -23,10 +24,10 @@ type Link struct {
 
 	mu      sync.Mutex // guards what follows
 	running bool
-	session *session // nil: there is none
-	pulses  []pulse  // to be ended
-	failure string   // that was logged last
-	certs   []Certificate
+	session *session            // nil: there is none
+	pulses  []pulse             // to be ended
+	failure string              // that was logged last
+	certs   []*x509.Certificate // of the last session
 
 	connected               atomic.Bool
 	connects, polls, failed atomic.Uint64
@@ -224,7 +225,7 @@ func (l *Link) setSession(s *session) {
 
 // Certificates returns those of the last session: ours and the server's. It may be
 // called at any time.
-func (l *Link) Certificates() []Certificate {
+func (l *Link) Certificates() []*x509.Certificate {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.certs

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/x509"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -22,7 +23,7 @@ type session struct {
 	token  *ua.NodeID // that goes with every request
 	nonce  []byte     // of the server, to sign when the session is taken up again
 	limits limits
-	certs  []Certificate
+	certs  []*x509.Certificate // that it depends on
 
 	timeout time.Duration // that the server keeps it when we ask for nothing
 
@@ -35,12 +36,6 @@ type session struct {
 // limits are what one request may ask of a server; 0 is not known. OPC UA Part 5
 // §6.3.11.
 type limits struct{ read, browse, monitor uint32 }
-
-// A Certificate is one that a link depends on.
-type Certificate struct {
-	What  string // for people
-	Until time.Time
-}
 
 // orphan is a session that was lost with its connection and may still be kept by the
 // server.
@@ -59,7 +54,7 @@ func connect(ctx context.Context, c *Config, old *orphan) (*session, error) {
 		return nil, err
 	}
 	sec := security{policy: policyURI(c.Policy), mode: modes[c.Mode], life: c.life}
-	var certs []Certificate
+	var certs []*x509.Certificate
 	uri := ApplicationURI(c.Gateway)
 	if c.secure() {
 		id, _, err := ensureIdentity(c.Cert, c.Key, c.Gateway, time.Now())
@@ -73,7 +68,7 @@ func connect(ctx context.Context, c *Config, old *orphan) (*session, error) {
 			return nil, unfit("our certificate %s has expired on %s: remove it and its key and have new ones made, then trust the new one at the server", c.Cert, id.cert.NotAfter.UTC().Format(time.RFC3339))
 		}
 		sec.cert, sec.key, uri = id.cert.Raw, id.key, id.uri()
-		certs = append(certs, Certificate{"our certificate " + c.Cert, id.cert.NotAfter})
+		certs = append(certs, id.cert)
 	}
 	all, err := endpoints(ctx, t, c.Timeout)
 	if err != nil {
@@ -97,7 +92,7 @@ func connect(ctx context.Context, c *Config, old *orphan) (*session, error) {
 			return nil, err
 		}
 		sec.server, sec.serverKey = cert.Raw, cert.PublicKey.(*rsa.PublicKey)
-		certs = append(certs, Certificate{"the server's certificate", cert.NotAfter})
+		certs = append(certs, cert)
 	}
 	token, err := chooseToken(e, c.User)
 	if err != nil {

@@ -126,7 +126,7 @@ func (c *conn) send(last bool, list ...io.WriterTo) {
 }
 
 func (c *conn) disconnect(code byte) {
-	c.send(true, &packets.Disconnect{ReasonCode: code, Properties: &packets.Properties{}})
+	c.send(true, &packets.Disconnect{ReasonCode: code, Properties: &packets.Properties{ServerReference: c.script.Server}})
 }
 
 // counter counts what is taken out of a bufio.Reader.
@@ -201,7 +201,12 @@ func (c *conn) read() {
 				return
 			}
 		case *packets.Disconnect:
-			c.s.update(func() { c.s.connects[c.n].Goodbye = p.ReasonCode == 0 })
+			c.s.update(func() {
+				c.s.connects[c.n].Goodbye = p.ReasonCode == 0
+				if e := p.Properties.SessionExpiryInterval; e != nil && *e == 0 {
+					c.s.end(c.session)
+				}
+			})
 			return
 		default:
 			c.s.violation(c.n, "packet of type %T", p)
@@ -234,6 +239,9 @@ func (c *conn) connect(p *packets.Connect) bool {
 		return false
 	}
 	refused := c.script.Code >= 0x80
+	if refused {
+		limits.ServerReference = c.script.Server
+	}
 	c.send(refused, &packets.Connack{ReasonCode: c.script.Code, SessionPresent: present, Properties: &limits})
 	if refused {
 		return false

@@ -36,6 +36,7 @@ type Script struct {
 	Repeat      bool                 // each PUBREC is sent twice
 	Lenient     bool                 // PUBCOMP has code 0 also for an id that is not known
 	Disconnect  byte                 // if not 0, DISCONNECT with this code right after the CONNACK
+	Server      string               // Server Reference of that DISCONNECT, and of a CONNACK that refuses
 	CutReceived int                  // if not 0, the connection is cut after so many bytes from the client
 	CutSent     int                  // if not 0, likewise for bytes to the client
 }
@@ -342,6 +343,11 @@ type session struct {
 	conn    *conn
 	lastID  uint16
 	out     []*outgoing
+}
+
+// end forgets a session. s.mu is held.
+func (s *Server) end(gone *session) {
+	maps.DeleteFunc(s.sessions, func(_ string, one *session) bool { return one == gone })
 }
 
 // outgoing is a message on its way to the client.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -68,7 +69,16 @@ func rawWay(ctx context.Context, _ string, qos byte, n int, ready func() (string
 	if err != nil {
 		return nil, err
 	}
-	w, err := dialRaw(ctx, addr)
+	nc, err := new(net.Dialer).DialContext(ctx, "tcp", addr)
+	if err != nil {
+		return nil, err
+	}
+	return rawOver(nc, qos, n)
+}
+
+// rawOver has the raw writer write on a connection.
+func rawOver(nc net.Conn, qos byte, n int) (func() error, error) {
+	w, err := newRaw(nc)
 	if err != nil {
 		return nil, err
 	}
@@ -80,7 +90,11 @@ func rawWay(ctx context.Context, _ string, qos byte, n int, ready func() (string
 // ourWay fills the buffer of a gateway whose upstream is away, and starts it anew with
 // one that is there.
 func ourWay(ctx context.Context, dir string, qos byte, n int, ready func() (string, error)) (func() error, error) {
-	site := func(upstream string) string { return fmt.Sprintf(siteFill, "%s", upstream, qos) }
+	return ourSite(ctx, dir, n, ready, func(upstream string) string { return fmt.Sprintf(siteFill, "%s", upstream, qos) })
+}
+
+// ourSite does that with the site file that site makes for an upstream.
+func ourSite(ctx context.Context, dir string, n int, ready func() (string, error), site func(upstream string) string) (func() error, error) {
 	filling, err := startOurs(ctx, dir, site(nowhere))
 	if err != nil {
 		return nil, err
@@ -153,6 +167,10 @@ func dialRaw(ctx context.Context, addr string) (*rawWriter, error) {
 	if err != nil {
 		return nil, err
 	}
+	return newRaw(nc)
+}
+
+func newRaw(nc net.Conn) (*rawWriter, error) {
 	w := &rawWriter{Conn: nc, r: bufio.NewReaderSize(nc, 64<<10), topic: "bench/bench/telemetry", window: underWay}
 	w.room.L = &w.mu
 	connect := packets.NewControlPacket(packets.CONNECT)
@@ -167,7 +185,7 @@ func dialRaw(ctx context.Context, addr string) (*rawWriter, error) {
 	}
 	ack, ok := p.Content.(*packets.Connack)
 	if !ok || ack.ReasonCode != 0 {
-		return nil, errors.Join(fmt.Errorf("%s does not let the writer in: %v", addr, p), nc.Close())
+		return nil, errors.Join(fmt.Errorf("%s does not let the writer in: %v", nc.RemoteAddr(), p), nc.Close())
 	}
 	if m := ack.Properties.ReceiveMaximum; m != nil {
 		w.window = min(w.window, int(*m))
@@ -249,10 +267,16 @@ func ignoreClosed(err error) error {
 	return err
 }
 
+// upstream is what a Mosquitto that is measured with is like.
+type upstream struct {
+	window  int           // its Receive Maximum; 0 is no limit
+	delay   time.Duration // of the line to it, each way
+	secured *secured      // nil: it is reached without TLS
+}
+
 // rate lets n messages go one way to an upstream of its own, and returns how many
-// arrive there a second, from the first to the last. Between the two is a line with
-// that delay, if it is not 0.
-func (b *bridgeBench) rate(ctx context.Context, v way, qos byte, n, window int, delay time.Duration) (perSecond float64, err error) {
+// arrive there a second, from the first to the last.
+func (b *bridgeBench) rate(ctx context.Context, v way, qos byte, n int, to upstream) (perSecond float64, err error) {
 	dir, err := os.MkdirTemp(b.dir, "bridge-")
 	if err != nil {
 		return 0, err
@@ -271,14 +295,21 @@ func (b *bridgeBench) rate(ctx context.Context, v way, qos byte, n, window int, 
 	arrived := make(chan error, 1)
 	var took time.Duration
 	stop, err := v.run(ctx, dir, qos, n, func() (string, error) {
-		m, err := startMosquittoWith(ctx, up, fmt.Sprintf("max_inflight_messages %d\n", window))
+		conf, addr := fmt.Sprintf("max_inflight_messages %d\n", to.window), ""
+		if to.secured != nil {
+			if addr, err = freeAddr(); err != nil {
+				return "", err
+			}
+			conf += to.secured.listener(addr)
+		}
+		m, err := startMosquittoWith(ctx, up, conf)
 		if err != nil {
 			return "", err
 		}
 		closers = append(closers, m.stop)
-		addr := m.Addr
-		if delay > 0 {
-			line, err := startLine(addr, delay)
+		addr = cmp.Or(addr, m.Addr)
+		if to.delay > 0 {
+			line, err := startLine(addr, to.delay)
 			if err != nil {
 				return "", err
 			}
@@ -347,7 +378,7 @@ func (b *bridgeBench) measureRates(ctx context.Context) error {
 				if v.name == "mosquitto's bridge" && limits[qos][1] == 0 {
 					continue
 				}
-				r, err := b.rate(ctx, v, qos, b.messages, 0, 0)
+				r, err := b.rate(ctx, v, qos, b.messages, upstream{})
 				if err != nil {
 					return fmt.Errorf("QoS %d, %s: %w", qos, v.name, err)
 				}
@@ -379,7 +410,7 @@ func (b *bridgeBench) measureRates(ctx context.Context) error {
 func (b *bridgeBench) measureFar(ctx context.Context) error {
 	const roundTrip, window = 50 * time.Millisecond, 200
 	n := b.messages / 10
-	r, err := b.rate(ctx, way{"fieldferry", ourWay}, 1, n, window, roundTrip/2)
+	r, err := b.rate(ctx, way{"fieldferry", ourWay}, 1, n, upstream{window: window, delay: roundTrip / 2})
 	if err != nil {
 		return err
 	}
@@ -472,7 +503,7 @@ func (l *line) Close() error {
 
 func bridgeCommand() *cobra.Command {
 	b := &bridgeBench{}
-	all := []string{"rates", "through", "far", "backlog"}
+	all := []string{"rates", "tls", "through", "far", "backlog"}
 	var parts []string
 	var asJSON bool
 	cmd := &cobra.Command{
@@ -484,7 +515,8 @@ of its buffer; with a Mosquitto that has stored them for its bridge; and with a 
 that makes them with paho.golang/packets and has 1,000 under way. All in turns; each
 has a new upstream, and one subscriber there that counts.
 
-The parts: rates (QoS 1 and 2), through (while a client publishes on the local broker),
+The parts: rates (QoS 1 and 2), tls (the same over TLS with certificates on both sides),
+through (while a client publishes on the local broker),
 far (a round trip of 50 ms), backlog (what an outage has left, while more comes in).`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -505,7 +537,7 @@ far (a round trip of 50 ms), backlog (what an outage has left, while more comes 
 			if err := b.begin(); err != nil {
 				return err
 			}
-			measure := map[string]func(context.Context) error{"rates": b.measureRates, "through": b.measureThrough, "far": b.measureFar, "backlog": b.measureBacklog}
+			measure := map[string]func(context.Context) error{"rates": b.measureRates, "tls": b.measureTLS, "through": b.measureThrough, "far": b.measureFar, "backlog": b.measureBacklog}
 			for _, p := range all {
 				if len(parts) > 0 && !slices.Contains(parts, p) {
 					continue

@@ -34,7 +34,7 @@ func openPolled(s *bufferStore) (*polled, error) {
 		return nil, err
 	}
 	o := bridge.MapperOptions{
-		Gateway: "gw-berlin-1", Org: "acme", Site: "factory-berlin", Origin: s.b.Origin(), Boot: s.b.Boot(), Outboxes: outboxes,
+		Gateway: "gw-berlin-1", Org: "acme", Site: "factory-berlin", Origin: s.b.Origin(), Boot: s.b.Boot(), Outboxes: []bridge.Outboxes{outboxes},
 		Data: map[string]bridge.Data{"telemetry": {QoS: 1, Class: buffer.Telemetry}},
 	}
 	for i := range wearDevices {

@@ -87,7 +87,7 @@ then 'fieldferry check FILE' and 'fieldferry run FILE'.`,
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.AddCommand(runCommand(), checkCommand(), demoCommand(), tailCommand(), pubCommand(), bufferCommand(), passwdCommand(), planCommand(), readCommand(), writeCommand(), scanCommand(), browseCommand(), opcuaCommand(), simulateCommand(), statusCommand(), versionCommand())
+	root.AddCommand(runCommand(), checkCommand(), demoCommand(), tailCommand(), pubCommand(), bufferCommand(), passwdCommand(), certsCommand(), planCommand(), readCommand(), writeCommand(), scanCommand(), browseCommand(), opcuaCommand(), simulateCommand(), statusCommand(), versionCommand())
 	return root
 }
 

@@ -19,11 +19,12 @@ func planCommand() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "plan FILE",
-		Short: "Show which requests the gateway will make, and how often",
+		Short: "Show which requests the gateway will make, how often, and its ways upstream",
 		Long: `plan reads a site file and shows what each adapter will ask its devices for: the
 unit, function, addresses and how often; and for serial lines which share of the
-line's time that takes; which topics go to each upstream and come from it; and how
-long the buffer holds what is read while no upstream is there. It connects to nothing.`,
+line's time that takes; the way to each upstream, which connection carries which
+devices, and which topics go there and come from there; and how long the buffer holds
+what is read while no upstream is there. It connects to nothing.`,
 		Args: args(cobra.MaximumNArgs(1)),
 	}
 	find := siteFile(cmd)
@@ -55,6 +56,7 @@ type plan struct {
 	RequestsPerSecond float64    `json:"requestsPerSecond"`
 	ValuesPerSecond   float64    `json:"valuesPerSecond"`
 
+	Bridges  []gateway.WayPlan `json:"bridges"`
 	Topics   []gateway.Carried `json:"topics"`
 	Forecast gateway.Forecast  `json:"forecast"`
 }
@@ -131,7 +133,10 @@ type requestPlan struct {
 }
 
 func planOf(c *config.Config) (*plan, error) {
-	all := &plan{Links: []linkPlan{}}
+	all := &plan{Links: []linkPlan{}, Bridges: []gateway.WayPlan{}}
+	for i := range c.Bridges {
+		all.Bridges = append(all.Bridges, gateway.PlanWay(c, &c.Bridges[i]))
+	}
 	for i := range c.Adapters {
 		a := &c.Adapters[i]
 		if a.OPCUA != nil {
@@ -204,6 +209,9 @@ func (p *plan) print(w io.Writer) error {
 			return err
 		}
 		fmt.Fprintln(w)
+	}
+	for _, b := range p.Bridges {
+		printWay(w, &b)
 	}
 	if err := p.printTopics(w); err != nil {
 		return err
@@ -289,6 +297,40 @@ func (l *linkPlan) printTold(w io.Writer) error {
 	}
 	_, err := fmt.Fprintln(w)
 	return err
+}
+
+// printWay prints the way of a bridge.
+func printWay(w io.Writer, b *gateway.WayPlan) {
+	fmt.Fprintf(w, "bridge %s to %s", b.Bridge, strings.Join(b.Upstream, ", or else "))
+	if b.Proxy != "" {
+		fmt.Fprintf(w, ", through %s", b.Proxy)
+	}
+	fmt.Fprintln(w)
+	if b.TLS != nil {
+		trust, own := "the system's authorities", "no certificate of our own"
+		if b.TLS.CA != "" {
+			trust = b.TLS.CA
+		}
+		if b.TLS.Cert != "" {
+			own = b.TLS.Cert
+		}
+		fmt.Fprintf(w, "  TLS %s or newer, trusts %s, shows %s", b.TLS.MinVersion, trust, own)
+		if n := len(b.TLS.Pins); n > 0 {
+			fmt.Fprintf(w, ", takes %s", count(n, "key"))
+		}
+		fmt.Fprintln(w)
+	}
+	if len(b.Connections) == 1 {
+		fmt.Fprintf(w, "  client id %s\n\n", b.Connections[0].ClientID)
+		return
+	}
+	for _, c := range b.Connections {
+		fmt.Fprintf(w, "  client id %s: %s\n", c.ClientID, count(len(c.Devices), "device"))
+	}
+	if len(b.Spread) > 0 {
+		fmt.Fprintf(w, "  by their id: %s\n", strings.Join(b.Spread, " "))
+	}
+	fmt.Fprintln(w)
 }
 
 // shorten names the first few.

@@ -40,6 +40,17 @@ func (s Severity) String() string {
 // MarshalText is String, for JSON.
 func (s Severity) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 
+// UnmarshalText reads what MarshalText writes.
+func (s *Severity) UnmarshalText(text []byte) error {
+	for _, one := range []Severity{0, Warning, Critical} {
+		if one.String() == string(text) {
+			*s = one
+			return nil
+		}
+	}
+	return fmt.Errorf("%q is no severity of an alarm", text)
+}
+
 // Alarm is an alarm that is raised, or was.
 type Alarm struct {
 	Name      string    `json:"name"`

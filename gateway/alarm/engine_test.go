@@ -1,6 +1,7 @@
 package alarm
 
 import (
+	"encoding/json"
 	"math"
 	"slices"
 	"strings"
@@ -347,4 +348,21 @@ func (m *model) held(threshold float64) bool {
 		}
 	}
 	return false
+}
+
+// What asks a gateway for its alarms reads what that has written.
+func TestAlarmAsJSON(t *testing.T) {
+	for _, s := range []Severity{0, Warning, Critical} {
+		text, err := json.Marshal(Alarm{Name: "a", Severity: s})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var back Alarm
+		if err := json.Unmarshal(text, &back); err != nil || back.Severity != s {
+			t.Errorf("%s: %v, %v", text, back.Severity, err)
+		}
+	}
+	if err := json.Unmarshal([]byte(`{"severity":"awful"}`), new(Alarm)); err == nil {
+		t.Error("it takes any severity")
+	}
 }

@@ -17,6 +17,7 @@ const (
 	BridgeTwin      = "bridge-twin"
 	BridgeParked    = "bridge-parked"
 
+	CertificateFiles  = "certificate-files"
 	CertificateExpiry = "certificate-expiry"
 )
 
@@ -57,6 +58,14 @@ func Table() []Rule {
 				"`fieldferry buffer export --parked` for which; check the access rules of the upstream, and the topic in the site file",
 		},
 		{
+			Name: CertificateFiles, Unit: Count, Critical: 1, For: 10 * time.Second, // cert and key are seldom replaced at one stroke
+			Text: "the certificates of {subject} have changed and are not used, those from before are: {detail}",
+		},
+		{
+			Name: CertificateExpiry, Unit: Seconds, Below: true, Warning: 30 * 24 * 3600, Critical: 7 * 24 * 3600,
+			Text: "the certificate of {subject} expires: {detail}; have it renewed and put it in the place of the old one, it is read again by itself",
+		},
+		{
 			Name: BufferFill, Unit: Ratio, Warning: 0.80, Critical: 0.95,
 			Text: "the buffer is {value} full: see why the upstream does not take what is stored, or raise buffer.max_bytes; " +
 				"what does not fit is dropped or refused, as buffer.when_full says",
@@ -86,10 +95,6 @@ func Table() []Rule {
 		{
 			Name: Fsync, Unit: Seconds, Warning: 0.1, Critical: 1,
 			Text: "{detail} {value} or longer: the disk is slow, worn or busy; a longer buffer.linger makes fewer commits",
-		},
-		{
-			Name: CertificateExpiry, Unit: Seconds, Below: true, Warning: 30 * 24 * 3600, Critical: 3 * 24 * 3600,
-			Text: "{detail} of adapter {subject} is good for {value} only: make a new one and have the other side trust it, or values stop then",
 		},
 		{
 			Name: Clock, Unit: Count, Warning: 1, For: time.Minute,

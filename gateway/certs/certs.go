@@ -12,7 +12,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"sync"
 	"time"
 )
 
@@ -25,31 +24,14 @@ type ServerFiles struct {
 	MinVersion uint16 // 0 is TLS 1.2
 }
 
-// checkEvery is how often the files are looked at, at the most. Nothing looks while
-// nobody connects.
-const checkEvery = time.Second
-
 // Server is the TLS of a listener. Its methods may be called concurrently.
-type Server struct {
-	files  ServerFiles
-	failed func(error) // told when changed files cannot be used, once for each change
-
-	mu      sync.Mutex // guards what follows
-	checked time.Time
-	state   string // of the files that were read, or that could not be
-	config  *tls.Config
-	err     error // why the files as they are cannot be used
-}
+type Server struct{ watched }
 
 // OpenServer reads the files. failed, which may be nil, is told when they change and
 // cannot be used.
 func OpenServer(files ServerFiles, failed func(error)) (*Server, error) {
-	s := &Server{files: files, failed: failed, checked: time.Now(), state: state(files.names())}
-	var err error
-	if s.config, err = files.load(); err != nil {
-		return nil, err
-	}
-	return s, nil
+	s := &Server{watched{names: files.names(), load: files.load, failed: failed}}
+	return s, s.open()
 }
 
 // Config returns a configuration that is as the files are at each handshake.
@@ -62,65 +44,7 @@ func (s *Server) Config() *tls.Config {
 	}
 }
 
-// Err is why the files as they are cannot be used, nil if they are in use.
-func (s *Server) Err() error {
-	s.current()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.err
-}
-
-// Leaf is the certificate in use.
-func (s *Server) Leaf() *x509.Certificate { return s.current().Certificates[0].Leaf }
-
-// current returns what is in force, having looked whether the files have changed.
-func (s *Server) current() *tls.Config {
-	s.mu.Lock()
-	if time.Since(s.checked) < checkEvery {
-		defer s.mu.Unlock()
-		return s.config
-	}
-	s.checked = time.Now()
-	was := s.state
-	s.mu.Unlock()
-	is := state(s.files.names())
-	if is == was {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		return s.config
-	}
-	config, err := s.files.load()
-	s.mu.Lock()
-	s.state, s.err = is, err
-	if err == nil {
-		s.config = config
-	}
-	config = s.config
-	s.mu.Unlock()
-	if err != nil && s.failed != nil {
-		s.failed(err)
-	}
-	return config
-}
-
 func (f *ServerFiles) names() []string { return []string{f.Cert, f.Key, f.ClientCA, f.CRL} }
-
-// state changes when one of the files does.
-func state(names []string) string {
-	var b bytes.Buffer
-	for _, name := range names {
-		if name == "" {
-			continue
-		}
-		info, err := os.Stat(name)
-		if err != nil {
-			fmt.Fprintf(&b, "%s: %v\n", name, err)
-			continue
-		}
-		fmt.Fprintf(&b, "%s: %d %d\n", name, info.Size(), info.ModTime().UnixNano())
-	}
-	return b.String()
-}
 
 func (f *ServerFiles) load() (*tls.Config, error) {
 	c := &tls.Config{MinVersion: max(f.MinVersion, tls.VersionTLS12), SessionTicketsDisabled: true}

@@ -144,7 +144,7 @@ func (d *decoder) bridge(o *object, name string, g *Gateway) Bridge {
 	}
 	if proxy := o.text("proxy", ""); proxy != "" {
 		u, err := url.Parse(proxy)
-		if err != nil || u.Scheme != "http" {
+		if err != nil || u.Scheme != "http" && u.Scheme != "https" || strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.Fragment != "" {
 			d.problem(o.valuePos("proxy"), "proxy: expected one such as http://proxy.example.com:3128, found %s", o.n.value("proxy").quote())
 		} else if _, wrong := hostPort(u.Host, false); wrong != "" {
 			d.problem(o.valuePos("proxy"), "proxy: %s %s; write one such as http://proxy.example.com:3128", o.n.value("proxy").quote(), wrong)
@@ -238,7 +238,8 @@ func (d *decoder) bridgeTLS(o *object, b *Bridge) {
 		}
 	}
 	t.done()
-	if t.there() && len(b.Upstream) > 0 && !slices.ContainsFunc(b.Upstream, secure) {
+	proxy := b.Proxy != nil && b.Proxy.Scheme == "https" // which tls.ca is for, too
+	if t.there() && !proxy && len(b.Upstream) > 0 && !slices.ContainsFunc(b.Upstream, secure) {
 		d.problem(t.at, "tls is not used by %s; write %ss://, or remove tls", quote(b.Upstream[0].Scheme+"://"), b.Upstream[0].Scheme)
 	}
 }
