@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -123,7 +125,7 @@ func (l *Link) watch(ctx context.Context, sink adapters.Sink) error {
 			continue
 		}
 		old, wait = nil, retryFirst
-		err = w.serve(ctx, s)
+		err = w.serveGuarded(ctx, s)
 		l.setSession(nil)
 		if ctx.Err() != nil {
 			l.finishPulses(s)
@@ -133,12 +135,11 @@ func (l *Link) watch(ctx context.Context, sink adapters.Sink) error {
 		l.failed.Add(1)
 		l.log.Warn("the connection is lost", "error", err)
 		w.lost(ctx, reasonOf(err))
-		wait = 0
+		patience := time.Duration(0)
 		if !unknown(err) { // it still answers
-			wait = closeTimeout
+			patience = closeTimeout
 		}
-		old = s.close(wait)
-		wait = retryFirst
+		old = s.close(patience)
 	}
 	return nil
 }
@@ -165,6 +166,18 @@ func connectGuarded(ctx context.Context, c *Config, old *orphan) (s *session, er
 	return connect(ctx, c, old)
 }
 
+// serveGuarded takes a panic in the library, or over what it made of a message, for an
+// error.
+func (w *watch) serveGuarded(ctx context.Context, s *session) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			w.link.log.Error("panic in a protocol library", "panic", r, "stack", string(debug.Stack()))
+			err = fmt.Errorf("panic: %v", r)
+		}
+	}()
+	return w.serve(ctx, s)
+}
+
 // pause waits after a failed attempt, and returns how long to wait after the next.
 func (l *Link) pause(ctx context.Context, err error, wait time.Duration) time.Duration {
 	l.tellFailure(err)
@@ -183,7 +196,12 @@ func (l *Link) pause(ctx context.Context, err error, wait time.Duration) time.Du
 func (l *Link) tellFailure(err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if text := err.Error(); text != l.failure {
+	text := err.Error()
+	var op *net.OpError
+	if errors.As(err, &op) { // without our port, which is another each time
+		text = op.Op + " " + op.Err.Error()
+	}
+	if text != l.failure {
 		l.failure = text
 		l.log.Warn("cannot connect", "error", err)
 	}
