@@ -46,6 +46,7 @@ bench:
 	$(GO) run ./cmd/fieldbench bridge
 	$(GO) run ./cmd/fieldbench modbus
 	$(GO) run ./cmd/fieldbench serial
+	$(GO) run ./cmd/fieldbench opcua
 
 clean:
 	rm -rf bin

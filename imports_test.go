@@ -37,7 +37,7 @@ var allowed = map[string][]string{
 
 	"adapters/adaptertest": {"adapters"},
 	"adapters/modbus":      {"adapters", "adapters/simulate", "adapters/adaptertest", "adapters/serial/port"},
-	"adapters/opcua":       {"adapters"},
+	"adapters/opcua":       {"adapters", "adapters/adaptertest"},
 	"adapters/serial":      {"adapters", "adapters/serial/port"},
 	"adapters/serial/port": {},
 	"adapters/simulate":    {"adapters"},

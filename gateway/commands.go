@@ -530,7 +530,8 @@ func commandDevice(d *config.Device) *command.Device {
 	dev := &command.Device{Name: d.ID, Points: make(map[string]bool, len(d.Points)), Config: payload.DeviceConfig(deviceInfo(d))}
 	for i := range d.Points {
 		p := &d.Points[i]
-		dev.Points[p.Name] = p.Write != nil || p.Serial != nil && p.Serial.Send != "" // which is there to be told
+		// Methods are there to be called, and other things to be told.
+		dev.Points[p.Name] = p.Write != nil || p.OPCUA != nil && p.OPCUA.Call != "" || p.Serial != nil && p.Serial.Send != ""
 	}
 	if len(d.Actions) > 0 {
 		dev.Actions = make(map[string][]command.Step, len(d.Actions))

@@ -126,6 +126,9 @@ func Foresee(c *config.Config) Forecast {
 			}
 			for every, points := range byRate(d) {
 				messages, bytes := sizeOf(format, d, points, c.Payload.PerPoint)
+				if a.OPCUA != nil && !a.OPCUA.Poll && d.Sampling > 0 { // each look may find a change
+					every = min(every, d.Sampling)
+				}
 				rate := 1 / every.Seconds()
 				f.MessagesPerSecond += rate * messages
 				f.PayloadPerSecond += rate * bytes
@@ -171,8 +174,8 @@ func byRate(d *config.Device) map[time.Duration][]*config.Point {
 		if every <= 0 {
 			every = d.Every
 		}
-		toSend := p.Serial != nil && p.Serial.Send != ""
-		if !p.Hidden && !toSend && every > 0 {
+		action := p.Serial != nil && p.Serial.Send != "" || p.OPCUA != nil && p.OPCUA.Call != ""
+		if !p.Hidden && !action && every > 0 {
 			all[every] = append(all[every], p)
 		}
 	}
