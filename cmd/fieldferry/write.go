@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,7 +11,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/fieldferry/fieldferry/adapters"
-	"github.com/fieldferry/fieldferry/gateway/config"
 )
 
 func writeCommand() *cobra.Command {
