@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"strings"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -129,7 +128,7 @@ func (b *opcuaBench) startServer(ctx context.Context, port int) (*uaServer, erro
 }
 
 func (s *uaServer) stop() error {
-	_ = s.cmd.Process.Signal(syscall.SIGCONT)
+	thaw(s.cmd.Process)
 	_ = s.cmd.Process.Kill()
 	<-s.done
 	return nil
@@ -289,7 +288,7 @@ func (b *opcuaBench) outages(ctx context.Context, server *uaServer, port int, w 
 	b.atMost("opcua", "restarted: good again after, worst of 5", worstBack.Seconds(), 2, "s")
 	w.reset()
 	frozen := time.Now()
-	_ = server.cmd.Process.Signal(syscall.SIGSTOP)
+	freeze(server.cmd.Process)
 	if err := w.await(ctx, w.bad); err != nil {
 		return err
 	}
@@ -298,7 +297,7 @@ func (b *opcuaBench) outages(ctx context.Context, server *uaServer, port int, w 
 		return err
 	}
 	w.reset()
-	_ = server.cmd.Process.Signal(syscall.SIGCONT)
+	thaw(server.cmd.Process)
 	thawed := time.Now()
 	if err := w.await(ctx, w.good); err != nil {
 		return err

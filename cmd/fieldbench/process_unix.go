@@ -3,6 +3,7 @@
 package main
 
 import (
+	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -16,3 +17,7 @@ func processTime() time.Duration {
 	}
 	return time.Duration(r.Utime.Nano() + r.Stime.Nano())
 }
+
+// freeze stops a process in its tracks, and thaw has it go on.
+func freeze(p *os.Process) { _ = p.Signal(unix.SIGSTOP) }
+func thaw(p *os.Process)   { _ = p.Signal(unix.SIGCONT) }
