@@ -19,6 +19,7 @@ check:
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$unformatted" ]; then echo "not formatted: $$unformatted"; exit 1; fi
 	$(GO) vet ./...
 	$(GO) vet -tags interop ./...
+	for os in darwin windows; do GOOS=$$os $(GO) build ./... && GOOS=$$os $(GO) vet ./... || exit 1; done
 	$(GO) tool staticcheck -tags interop ./...
 	$(GO) test -race ./...
 
@@ -44,6 +45,8 @@ bench:
 	$(GO) run ./cmd/fieldbench broker
 	$(GO) run ./cmd/fieldbench bridge
 	$(GO) run ./cmd/fieldbench modbus
+	$(GO) run ./cmd/fieldbench serial
+	$(GO) run ./cmd/fieldbench opcua
 
 clean:
 	rm -rf bin

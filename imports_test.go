@@ -36,9 +36,10 @@ var allowed = map[string][]string{
 	"localbroker/client": {"localbroker/packet"},
 
 	"adapters/adaptertest": {"adapters"},
-	"adapters/modbus":      {"adapters", "adapters/simulate", "adapters/adaptertest"},
-	"adapters/opcua":       {"adapters"},
-	"adapters/serial":      {"adapters"},
+	"adapters/modbus":      {"adapters", "adapters/simulate", "adapters/adaptertest", "adapters/serial/port"},
+	"adapters/opcua":       {"adapters", "adapters/adaptertest"},
+	"adapters/serial":      {"adapters", "adapters/serial/port"},
+	"adapters/serial/port": {},
 	"adapters/simulate":    {"adapters"},
 
 	"buffer":           {"buffer/log", "buffer/rows"},
@@ -52,7 +53,7 @@ var bound = map[string][]string{
 	"go.etcd.io/bbolt":         {"buffer/log", "buffer/rows"},
 	"github.com/simonvetter":   {"adapters/modbus"},
 	"github.com/gopcua":        {"adapters/opcua"},
-	"github.com/tarm/serial":   {"adapters/serial", "adapters/modbus"},
+	"github.com/tarm/serial":   {"adapters/serial/port"},
 	"github.com/spf13/cobra":   {"cmd/fieldferry", "cmd/fieldbench"},
 }
 

@@ -50,6 +50,9 @@ type Writer interface {
 	// may be called concurrently, and while Run runs; it fails before and after.
 	// On an error the samples say how far it came: a point that was written and
 	// not read back is Uncertain, one that was not written is missing.
+	// A point that is a method of the device is called by writing its arguments to
+	// it: true for none, the value itself for one, a list for several; what it
+	// returns is its sample.
 	Write(ctx context.Context, device string, values []Assignment) ([]Sample, error)
 }
 

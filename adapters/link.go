@@ -1,6 +1,9 @@
 package adapters
 
-import "context"
+import (
+	"context"
+	"time"
+)
 
 // A Link is one bus, one connection or one server with every device on it.
 type Link interface {
@@ -53,4 +56,25 @@ type Stats struct {
 	Refused   uint64 // readings that the sink refused
 	Online    int    // devices
 	Offline   int    // devices; one that was not heard of yet is neither
+}
+
+// A Framed is a link whose devices send messages that may not be what was
+// described. Frames may be called at any time, concurrently with Run. It returns
+// one entry for each device, in a fixed order.
+type Framed interface {
+	Frames() []Frames
+}
+
+// Frames are counts of a device's messages since the link was made. Of devices that
+// talk unasked on one line, what belongs to none counts for the first.
+type Frames struct {
+	Device   string
+	Good     uint64 // that were read
+	Other    uint64 // in order, but not what the device is described to say
+	Wrong    uint64 // with a wrong check
+	TooLong  uint64 // without an end where one has to be
+	Cut      uint64 // that stop in the middle
+	Last     []byte // the last of those that were not good, at most their last 64 bytes; nil if there was none
+	LastWhat string // "other", "wrong-check", "too-long" or "cut"
+	LastTime time.Time
 }

@@ -1,6 +1,7 @@
 package adapters
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -38,8 +39,10 @@ type Answer struct {
 
 // PollerOptions are the choices of a poller. The zero value works.
 type PollerOptions struct {
-	Retries int          // more attempts at a poll that failed, of a device that was well before
-	Log     *slog.Logger // nil discards
+	Retries   int           // more attempts at a poll that failed, of a device that was well before
+	ReopenMax time.Duration // between two attempts to connect; 0 is 5 s
+	ProbeMax  time.Duration // between two attempts at a device that is offline, as long as no other is online; 0 is 60 s
+	Log       *slog.Logger  // nil discards
 }
 
 // The rules of going offline and of trying again.
@@ -72,6 +75,7 @@ type Poller struct {
 	reopenAt time.Duration // no attempt before
 	reopen   backoff
 
+	probe   backoff       // that devices begin with
 	probeAt time.Duration // no probe before, while a device is online
 
 	errands chan *errand
@@ -113,12 +117,15 @@ func NewPoller(name string, bus Bus, o PollerOptions) *Poller {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
+	o.ReopenMax = cmp.Or(o.ReopenMax, openMax)
+	o.ProbeMax = cmp.Or(o.ProbeMax, probeMax)
 	return &Poller{
 		name:    name,
 		bus:     bus,
 		retries: o.Retries,
 		log:     o.Log.With("link", name),
-		reopen:  backoff{first: openFirst, max: openMax},
+		reopen:  backoff{first: openFirst, max: o.ReopenMax},
+		probe:   backoff{first: min(probeFirst, o.ProbeMax), max: o.ProbeMax},
 		errands: make(chan *errand),
 		ended:   make(chan struct{}),
 	}
@@ -130,7 +137,7 @@ func (p *Poller) Add(d *Device, every time.Duration, samples []Sample) *Job {
 	i := slices.IndexFunc(p.devices, func(s *deviceState) bool { return s.Device == d })
 	if i < 0 {
 		i = len(p.devices)
-		p.devices = append(p.devices, &deviceState{Device: d, probe: backoff{first: probeFirst, max: probeMax}})
+		p.devices = append(p.devices, &deviceState{Device: d, probe: p.probe})
 	}
 	state := p.devices[i]
 	j := &Job{Device: d, Every: every, Samples: samples, state: state}

@@ -199,6 +199,25 @@ func TestPollerProbesADeadDevice(t *testing.T) {
 	})
 }
 
+func TestPollerProbesAsOftenAsItIsTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newFakeBus()
+		b.dead["a"] = true
+		p := NewPoller("line", b, PollerOptions{ProbeMax: 2 * time.Second})
+		add(p, "a", time.Second)
+		runFor(t, p, b, &log{}, 30*time.Second)
+		polls := b.polls["a"]
+		for i := 1; i < len(polls); i++ {
+			if gap := polls[i] - polls[i-1]; gap > b.timeout+2*time.Second {
+				t.Errorf("%v between two polls", gap)
+			}
+		}
+		if len(polls) < 9 {
+			t.Errorf("polled at %v", polls)
+		}
+	})
+}
+
 func TestPollerBringsADeviceBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newFakeBus()

@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 )
 
@@ -65,7 +64,7 @@ func (l *plainLog) run(ctx context.Context) error {
 		if _, err := l.f.Write(buf); err != nil {
 			return err
 		}
-		if err := syscall.Fdatasync(int(l.f.Fd())); err != nil {
+		if err := datasync(l.f); err != nil {
 			return err
 		}
 		for _, e := range batch {

@@ -59,7 +59,7 @@ func Check(c *config.Config) []config.Problem {
 	if h := c.HTTP; h != nil {
 		problems = append(problems, config.Problem{Pos: h.Pos, Text: "http: this version serves /livez, /readyz and /health; the dashboard, REST API and metrics are not in it", Warning: true})
 	}
-	return append(problems, idleDeadbands(c)...)
+	return slices.Concat(problems, serialProblems(c), idleDeadbands(c))
 }
 
 func there(path string) bool {

@@ -133,6 +133,9 @@ func idleDeadbands(c *config.Config) (warnings []config.Problem) {
 	}
 	told := make(map[config.Pos]bool)
 	for i := range c.Adapters {
+		if u := c.Adapters[i].OPCUA; u != nil && !u.Poll {
+			continue // there they say what the server tells us of at all
+		}
 		for _, d := range c.Adapters[i].Devices {
 			for j := range d.Points {
 				p := &d.Points[j]

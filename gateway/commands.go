@@ -530,7 +530,8 @@ func commandDevice(d *config.Device) *command.Device {
 	dev := &command.Device{Name: d.ID, Points: make(map[string]bool, len(d.Points)), Config: payload.DeviceConfig(deviceInfo(d))}
 	for i := range d.Points {
 		p := &d.Points[i]
-		dev.Points[p.Name] = p.Write != nil
+		// Methods are there to be called, and other things to be told.
+		dev.Points[p.Name] = p.Write != nil || p.OPCUA != nil && p.OPCUA.Call != "" || p.Serial != nil && p.Serial.Send != ""
 	}
 	if len(d.Actions) > 0 {
 		dev.Actions = make(map[string][]command.Step, len(d.Actions))
@@ -572,6 +573,11 @@ func deviceInfo(d *config.Device) *payload.DeviceInfo {
 		one := payload.PointInfo{Name: p.Name, Unit: p.Unit, Every: p.Every.Milliseconds(), Enum: p.Enum}
 		if p.Modbus != nil {
 			one.As = p.Modbus.As
+		}
+		if p.Serial != nil {
+			if one.As = p.Serial.As; p.Serial.Send != "" {
+				one.As, one.Write = "", &payload.WriteInfo{}
+			}
 		}
 		for _, b := range p.Bits {
 			one.Bits = append(one.Bits, b.Name)

@@ -120,12 +120,15 @@ func Foresee(c *config.Config) Forecast {
 		a := &c.Adapters[i]
 		for j := range a.Devices {
 			d := &a.Devices[j]
-			if a.MQTT || len(d.Points) == 0 {
+			if a.MQTT || len(d.Points) == 0 || a.Serial != nil && d.Every == 0 {
 				f.Unknown++
 				continue
 			}
 			for every, points := range byRate(d) {
 				messages, bytes := sizeOf(format, d, points, c.Payload.PerPoint)
+				if a.OPCUA != nil && !a.OPCUA.Poll && d.Sampling > 0 { // each look may find a change
+					every = min(every, d.Sampling)
+				}
 				rate := 1 / every.Seconds()
 				f.MessagesPerSecond += rate * messages
 				f.PayloadPerSecond += rate * bytes
@@ -171,7 +174,8 @@ func byRate(d *config.Device) map[time.Duration][]*config.Point {
 		if every <= 0 {
 			every = d.Every
 		}
-		if !p.Hidden && every > 0 {
+		action := p.Serial != nil && p.Serial.Send != "" || p.OPCUA != nil && p.OPCUA.Call != ""
+		if !p.Hidden && !action && every > 0 {
 			all[every] = append(all[every], p)
 		}
 	}

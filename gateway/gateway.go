@@ -146,6 +146,7 @@ func (g *Gateway) open() (err error) {
 	if g.links, err = openLinks(c, g.field, g.command, g.log); err != nil {
 		return err
 	}
+	g.alarms.certs = append(g.alarms.certs, linkCertificates(g.links)...)
 	if g.field.memory, err = openAlerts(filepath.Join(c.Gateway.DataDir, "alerts.db"), g.field.order, g.log.With("part", "alerts")); err != nil {
 		return dataDirError(c, err)
 	}

@@ -221,9 +221,8 @@ func (s stored) Stored(err error) { s <- err }
 func TestWhatIsMissingKeepsTheGatewayFromStarting(t *testing.T) {
 	for text, want := range map[string]string{
 		"broker: {allow_anonymous: false}": "nobody could connect",
-		"adapters: {p: {opcua: \"opc.tcp://127.0.0.1:4840\", devices: {d: {points: {v: {node: \"ns=2;s=V\"}}}}}}": "OPC UA",
-		"payload: {format: full}":         "payload.format: full",
-		"alarms: {webhook: \"http://x\"}": "alarms.webhook: ",
+		"payload: {format: full}":          "payload.format: full",
+		"alarms: {webhook: \"http://x\"}":  "alarms.webhook: ",
 	} {
 		if !strings.HasPrefix(text, "broker") && !strings.HasPrefix(text, "adapters") {
 			text += "\nbroker: {listeners: [{name: plain, listen: \"127.0.0.1:0\"}]}"

@@ -7,6 +7,7 @@ import (
 
 	"github.com/fieldferry/fieldferry/adapters"
 	"github.com/fieldferry/fieldferry/adapters/modbus"
+	"github.com/fieldferry/fieldferry/adapters/opcua"
 	"github.com/fieldferry/fieldferry/gateway/config"
 )
 
@@ -15,6 +16,34 @@ func openLinks(c *config.Config, f *field, k *commands, log *slog.Logger) ([]ada
 	var links []adapters.Link
 	for i := range c.Adapters {
 		a := &c.Adapters[i]
+		if a.Serial != nil {
+			l, err := openSerialLink(a, f, k, log)
+			if err != nil {
+				return nil, err
+			}
+			links = append(links, l)
+			continue
+		}
+		if a.OPCUA != nil {
+			oc := OPCUAConfig(c, a, func(d *config.Device, dev *opcua.Device) {
+				points := make([]*adapters.Point, len(dev.Points))
+				for i := range dev.Points {
+					points[i] = dev.Points[i].Point
+				}
+				f.add(d, dev.Device, points)
+				allowOPCUAActions(d, dev)
+			})
+			oc.Log = log.With("part", "adapter", "adapter", a.Name)
+			l, err := opcua.New(oc)
+			if err != nil {
+				return nil, fmt.Errorf("%s: adapter %s: %w", a.Pos, a.Name, err)
+			}
+			links = append(links, l)
+			for i := range oc.Devices {
+				k.add(l, oc.Devices[i].Device.Name)
+			}
+			continue
+		}
 		if a.Modbus == nil {
 			continue
 		}

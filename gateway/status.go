@@ -60,6 +60,7 @@ type AdapterState struct {
 	Name string `json:"name"`
 	// Counts are left out for a link that counts nothing.
 	*LinkCounts
+	Messages []MessageCounts `json:"messages,omitempty"` // of each device, where they may not be what was described
 }
 
 // LinkCounts are the counts of a link.
@@ -143,6 +144,9 @@ func (g *Gateway) Status(ctx context.Context) (*Status, error) {
 		if counter, ok := l.(adapters.Counter); ok {
 			n := counter.Stats()
 			a.LinkCounts = &LinkCounts{n.Connected, n.LastError, n.Connects, n.Polls, n.Failed, n.Skipped, n.Refused, n.Online, n.Offline}
+		}
+		if framed, ok := l.(adapters.Framed); ok {
+			a.Messages = messageCounts(framed.Frames())
 		}
 		s.Adapters = append(s.Adapters, a)
 	}

@@ -54,15 +54,6 @@ func (u *unsupported) broker(c *config.Config) {
 }
 
 func (u *unsupported) adapter(a *config.Adapter) {
-	what := "adapters." + a.Name
-	switch {
-	case a.OPCUA != nil:
-		u.add(a.Pos, what, "OPC UA is")
-		return
-	case a.Serial != nil:
-		u.add(a.Pos, what, "serial devices are")
-		return
-	}
 	for i := range a.Devices {
 		u.device(&a.Devices[i])
 	}

@@ -349,7 +349,7 @@ func TestSlowDown(t *testing.T) {
 	for id := range uint16(120) {
 		c.expectAck(id + 1)
 	}
-	if d := time.Since(began); d < 150*time.Millisecond || d > 2*time.Second { // 100 at once, 20 in 0.2 s
+	if d := time.Since(began); d < 150*time.Millisecond || d > 20*time.Second { // 100 at once, 20 in 0.2 s
 		t.Errorf("120 publishes at 100 a second took %v", d)
 	}
 }

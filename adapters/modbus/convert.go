@@ -107,7 +107,7 @@ func (c *converter) one(b []byte, exp int) (adapters.Value, adapters.Quality, st
 			if !finite(f) {
 				return adapters.Value{}, adapters.Bad, adapters.ReasonNotANumber
 			}
-			if n.single && c.linear.decimals < 0 && math.Abs(f) <= math.MaxFloat32 {
+			if n.single && !c.linear.Rounds() && math.Abs(f) <= math.MaxFloat32 {
 				return adapters.Float32(float32(f)), adapters.Good, ""
 			}
 			return adapters.Float64(f), adapters.Good, ""

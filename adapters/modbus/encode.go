@@ -181,7 +181,7 @@ func (p *Point) number(c *converter, v adapters.Value, exp int) (uint64, error) 
 		return 0, err
 	}
 	if c.special != nil && c.linear != nil {
-		f = c.linear.undo(f, exp)
+		f = c.linear.Undo(f, exp)
 		if p.Type.isFloat() {
 			v = adapters.Float64(f)
 		} else if f = math.Round(f); math.Abs(f) < 1<<53 {
@@ -319,20 +319,6 @@ func (c *converter) appendRaw(dst []byte, u uint64) []byte {
 		}
 		return binary.BigEndian.AppendUint64(dst, u)
 	}
-}
-
-// undo returns the raw number of a value: the inverse of apply, not rounded.
-func (l *linear) undo(v float64, exp int) float64 {
-	v = (v - l.offset) / l.scale
-	if exp >= 0 {
-		v /= math.Pow10(exp)
-	} else {
-		v *= math.Pow10(-exp)
-	}
-	if r := l.rng; r != nil {
-		v = r.Raw[0] + (v-r.To[0])*(r.Raw[1]-r.Raw[0])/(r.To[1]-r.To[0])
-	}
-	return v
 }
 
 // toFloat16 rounds to the nearest number of 16 bits, to the even one of two.

@@ -11,6 +11,7 @@ import (
 	"github.com/simonvetter/modbus"
 
 	"github.com/fieldferry/fieldferry/adapters"
+	"github.com/fieldferry/fieldferry/adapters/serial/port"
 )
 
 // Exceptions. Modbus Application Protocol 1.1b3 §7.
@@ -62,7 +63,7 @@ func reasonOf(err error) string {
 	switch {
 	case errors.Is(err, modbus.ErrRequestTimedOut):
 		return adapters.ReasonTimeout
-	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.EPIPE), errors.As(err, &network), errors.Is(err, errGone):
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.EPIPE), errors.As(err, &network), errors.Is(err, port.ErrGone):
 		return adapters.ReasonConnection
 	default:
 		return adapters.ReasonProtocol

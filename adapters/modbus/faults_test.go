@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/fieldferry/fieldferry/adapters"
+	"github.com/fieldferry/fieldferry/adapters/serial/port"
 )
 
 // faults is how many answers each of the fault tests has; the full run has
@@ -168,9 +169,9 @@ type chunk struct {
 	b  []byte // nil: the line breaks
 }
 
-func (l *faultyLine) close() error { return nil }
+func (l *faultyLine) Close() error { return nil }
 
-func (l *faultyLine) write(frame []byte) error {
+func (l *faultyLine) Write(frame []byte) error {
 	if l.broken {
 		return io.ErrClosedPipe
 	}
@@ -245,7 +246,7 @@ func (l *faultyLine) write(frame []byte) error {
 	return nil
 }
 
-func (l *faultyLine) read(p []byte, until time.Time) (int, error) {
+func (l *faultyLine) Read(p []byte, until time.Time) (int, error) {
 	if l.broken {
 		return 0, io.EOF
 	}
@@ -278,7 +279,7 @@ func TestFaultsOfALine(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			l.dial = func(context.Context) (port, error) {
+			l.dial = func(context.Context) (port.Port, error) {
 				far.broken = false
 				return far, nil
 			}
@@ -463,14 +464,14 @@ type recorded struct {
 	sent  bool
 }
 
-func (r *recorded) close() error { return nil }
+func (r *recorded) Close() error { return nil }
 
-func (r *recorded) write([]byte) error {
+func (r *recorded) Write([]byte) error {
 	r.sent = true
 	return nil
 }
 
-func (r *recorded) read(p []byte, _ time.Time) (int, error) {
+func (r *recorded) Read(p []byte, _ time.Time) (int, error) {
 	if !r.sent {
 		return 0, nil
 	}
@@ -494,7 +495,7 @@ func TestDeadUnitOnALine(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		link.bus.wire.(*line).dial = func(context.Context) (port, error) { return far, nil }
+		link.bus.wire.(*line).dial = func(context.Context) (port.Port, error) { return far, nil }
 		const seconds = 120
 		ctx, cancel := context.WithTimeout(t.Context(), seconds*time.Second)
 		defer cancel()
@@ -531,9 +532,9 @@ type quietLine struct {
 	answer []byte
 }
 
-func (q *quietLine) close() error { return nil }
+func (q *quietLine) Close() error { return nil }
 
-func (q *quietLine) write(frame []byte) error {
+func (q *quietLine) Write(frame []byte) error {
 	if frame[0] == 7 {
 		return nil
 	}
@@ -543,7 +544,7 @@ func (q *quietLine) write(frame []byte) error {
 	return nil
 }
 
-func (q *quietLine) read(p []byte, until time.Time) (int, error) {
+func (q *quietLine) Read(p []byte, until time.Time) (int, error) {
 	if q.answer == nil || q.at.After(until) {
 		time.Sleep(time.Until(until))
 		return 0, nil

@@ -9,16 +9,9 @@ import (
 	"time"
 
 	"github.com/simonvetter/modbus"
-)
 
-// A port carries the bytes of a line.
-type port interface {
-	// read takes what is there, or waits for something until then; it returns 0
-	// and nil if nothing came.
-	read(p []byte, until time.Time) (int, error)
-	write(p []byte) error
-	close() error
-}
+	"github.com/fieldferry/fieldferry/adapters/serial/port"
+)
 
 // maxRTU is the longest frame on a line. Modbus over Serial Line 1.02 §2.5.1.1.
 const maxRTU = 256
@@ -35,7 +28,7 @@ const turnaround = 100 * time.Millisecond
 // whose answer cannot. Units answer in order: when that has come, nothing older
 // comes any more. doubt.go has the rules.
 type line struct {
-	dial     func(context.Context) (port, error)
+	dial     func(context.Context) (port.Port, error)
 	release  func() // may be nil
 	timeout  time.Duration
 	char     time.Duration // that one character takes; 0 if it is not known
@@ -43,7 +36,7 @@ type line struct {
 	stream   bool          // a connection that may break without a sign
 	capacity [1024]byte
 
-	port    port
+	port    port.Port
 	last    time.Time // something came or went
 	silence int       // requests in a row that brought nothing
 	doubts  map[uint8]*doubt
@@ -58,14 +51,14 @@ func newLine(c *Config) (*line, error) {
 	switch c.Transport {
 	case "rtu":
 		s := c.Line
-		if err := s.fill(); err != nil {
+		if err := fill(&s); err != nil {
 			return nil, err
 		}
 		// Modbus over Serial Line 1.02 §2.5.1.1: 11 bits to a character, 3.5 of
 		// them between frames, and 1.75 ms above 19200 baud
 		l.char = 11 * time.Second / time.Duration(s.Baud)
 		l.gap = max(l.char*7/2, 1750*time.Microsecond)
-		l.dial = func(context.Context) (port, error) { return openSerial(c.Address, s) }
+		l.dial = func(context.Context) (port.Port, error) { return port.Open(c.Address, s) }
 	case "rtuovertcp-listen":
 		in := &dialIn{address: c.Address, patience: min(c.Timeout, time.Second)}
 		l.dial, l.release, l.stream = in.accept, in.end, true
@@ -75,7 +68,7 @@ func newLine(c *Config) (*line, error) {
 		if c.Transport == "rtuoverudp" {
 			network = "udp"
 		}
-		l.dial = func(ctx context.Context) (port, error) { return dialPort(ctx, network, c.Address) }
+		l.dial = func(ctx context.Context) (port.Port, error) { return port.Dial(ctx, network, c.Address) }
 		l.stream = true
 		l.gap = netGap
 	}
@@ -97,7 +90,7 @@ func (l *line) close() error {
 	}
 	p := l.port
 	l.port = nil
-	return p.close()
+	return p.Close()
 }
 
 func (l *line) end() {
@@ -181,7 +174,7 @@ func (l *line) ask(unit uint8, pdu []byte) ([]byte, error) {
 			l.dropped += uint64(maxRTU)
 			buf = append(buf[:0], buf[maxRTU:]...)
 		}
-		n, err := l.port.read(buf[len(buf):cap(buf)], until)
+		n, err := l.port.Read(buf[len(buf):cap(buf)], until)
 		if err != nil {
 			l.unanswered(unit, pdu)
 			return nil, err
@@ -222,7 +215,7 @@ func (l *line) ask(unit uint8, pdu []byte) ([]byte, error) {
 // toSilence reads on until nothing came for the gap between frames.
 func (l *line) toSilence(buf []byte) []byte {
 	for len(buf) < cap(buf) {
-		n, err := l.port.read(buf[len(buf):cap(buf)], time.Now().Add(l.gap))
+		n, err := l.port.Read(buf[len(buf):cap(buf)], time.Now().Add(l.gap))
 		if n == 0 || err != nil { // the next request finds out about the error
 			break
 		}
@@ -243,7 +236,7 @@ func (l *line) send(unit uint8, pdu []byte) error {
 	if len(frame) > maxRTU {
 		return errors.New("the request is longer than a frame")
 	}
-	err := l.port.write(frame)
+	err := l.port.Write(frame)
 	l.last = time.Now()
 	return err
 }
@@ -255,7 +248,7 @@ func (l *line) drain() error {
 	giveUp := time.Now().Add(max(l.timeout, 10*l.gap))
 	quiet := max(l.gap-time.Since(l.last), l.gap/8)
 	for {
-		n, err := l.port.read(l.capacity[:], time.Now().Add(quiet))
+		n, err := l.port.Read(l.capacity[:], time.Now().Add(quiet))
 		switch {
 		case err != nil:
 			return err

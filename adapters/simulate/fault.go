@@ -20,6 +20,7 @@ type Fault struct {
 	WrongTransaction bool // another request (not on a line),
 	WrongFunction    bool // another function
 	WrongCRC         bool // its checksum is wrong (on a line)
+	Noise            bool // bytes that are none of it come before, in and behind it (of a Talker)
 	Duplicate        bool // it comes twice
 	ByteByByte       bool // it comes one byte at a time
 	Truncate         int  // only its first bytes are sent; 0 is all of it

@@ -63,6 +63,38 @@ func (p *PTY) makeRaw() error {
 func (p *PTY) Read(b []byte) (int, error)  { return p.master.Read(b) }
 func (p *PTY) Write(b []byte) (int, error) { return p.master.Write(b) }
 
+// Baud is the rate that the port is set to.
+func (p *PTY) Baud() (baud int) {
+	p.control(func(fd int) {
+		if t, err := unix.IoctlGetTermios(fd, unix.TCGETS); err == nil { // the port's, also from this end
+			baud = bauds[t.Cflag&(unix.CBAUD|unix.CBAUDEX)]
+		}
+	})
+	return baud
+}
+
+// HangUp hangs the line up, as a driver does whose device is pulled out. It needs
+// the right to administer the system.
+func (p *PTY) HangUp() error {
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, p.slave.Fd(), 0x5437, 0) // TIOCVHANGUP
+	if errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+// control calls f with the descriptor of this end.
+func (p *PTY) control(f func(fd int)) {
+	if raw, err := p.master.SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) { f(int(fd)) }) // closed: there is no rate
+	}
+}
+
+var bauds = map[uint32]int{
+	unix.B300: 300, unix.B600: 600, unix.B1200: 1200, unix.B2400: 2400, unix.B4800: 4800, unix.B9600: 9600, unix.B19200: 19200,
+	unix.B38400: 38400, unix.B57600: 57600, unix.B115200: 115200, unix.B230400: 230400, unix.B460800: 460800, unix.B921600: 921600,
+}
+
 // Close takes the line away. Whoever has the port open gets errors.
 func (p *PTY) Close() error {
 	var errs []error

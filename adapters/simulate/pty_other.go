@@ -15,5 +15,11 @@ func OpenPTY() (*PTY, error) {
 func (p *PTY) Read([]byte) (int, error)  { return 0, errors.ErrUnsupported }
 func (p *PTY) Write([]byte) (int, error) { return 0, errors.ErrUnsupported }
 
+// Baud is not known.
+func (p *PTY) Baud() int { return 0 }
+
+// HangUp fails.
+func (p *PTY) HangUp() error { return errors.ErrUnsupported }
+
 // Close does nothing.
 func (p *PTY) Close() error { return nil }

@@ -38,7 +38,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.AddCommand(bufferCommand(), brokerCommand(), bridgeCommand(), modbusCommand(), serveCommand())
+	root.AddCommand(bufferCommand(), brokerCommand(), bridgeCommand(), modbusCommand(), serialCommand(), opcuaCommand(), serveCommand())
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)

@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/fieldferry/fieldferry/buffer"
@@ -132,7 +131,7 @@ func (l *plainLog) write(p []byte) error {
 	if _, err := l.writing.Write(p); err != nil {
 		return err
 	}
-	if err := syscall.Fdatasync(int(l.writing.Fd())); err != nil {
+	if err := datasync(l.writing); err != nil {
 		return err
 	}
 	l.size += int64(len(p))
@@ -170,7 +169,7 @@ func (l *plainLog) next() (n int, err error) {
 			return n, err
 		}
 		l.saved = time.Now()
-		return n, syscall.Fdatasync(int(l.cursor.Fd()))
+		return n, datasync(l.cursor)
 	}
 	return n, nil
 }

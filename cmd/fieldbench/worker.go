@@ -16,7 +16,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"github.com/fieldferry/fieldferry/buffer"
 )
@@ -260,13 +259,4 @@ func (p *peak) watch() (stop func()) {
 		close(end)
 		watching.Wait()
 	})
-}
-
-// deviceOf is the number of the device that holds a folder, as in /sys/dev/block.
-func deviceOf(dir string) (string, error) {
-	var st unix.Stat_t
-	if err := unix.Stat(dir, &st); err != nil {
-		return "", &os.PathError{Op: "stat", Path: dir, Err: err}
-	}
-	return fmt.Sprintf("%d:%d", unix.Major(st.Dev), unix.Minor(st.Dev)), nil
 }

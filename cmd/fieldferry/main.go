@@ -77,7 +77,7 @@ func newRoot() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "fieldferry",
 		Short: "Carries data from the field to an MQTT cluster, and loses none of it",
-		Long: `fieldferry reads Modbus devices, runs the site's MQTT broker, and carries
+		Long: `fieldferry reads Modbus and OPC UA devices, runs the site's MQTT broker, and carries
 everything to an upstream MQTT cluster with store-and-forward.
 
 One YAML file configures it. Start with 'fieldferry demo', which needs nothing,
@@ -94,7 +94,7 @@ then 'fieldferry check FILE' and 'fieldferry run FILE'.`,
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{flagError(err)} })
-	root.AddCommand(runCommand(), checkCommand(), demoCommand(), tailCommand(), pubCommand(), bufferCommand(), passwdCommand(), certsCommand(), planCommand(), readCommand(), writeCommand(), scanCommand(), simulateCommand(), statusCommand(), versionCommand())
+	root.AddCommand(runCommand(), checkCommand(), demoCommand(), tailCommand(), pubCommand(), bufferCommand(), passwdCommand(), certsCommand(), planCommand(), readCommand(), writeCommand(), scanCommand(), browseCommand(), opcuaCommand(), simulateCommand(), sniffCommand(), statusCommand(), versionCommand())
 	return root
 }
 

@@ -40,7 +40,7 @@ func (m leakTested) Run() int {
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script", RequireExplicitExec: true, RequireUniqueNames: true,
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){"occupy": occupy, "replace": replaceInFile, "devices": serveDevices},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"occupy": occupy, "replace": replaceInFile, "devices": serveDevices, "opcua": serveOPCUA},
 	})
 }
 

@@ -42,8 +42,14 @@ func siteDevice(c *config.Config, name string) (modbus.Config, error) {
 		a := &c.Adapters[i]
 		if a.Modbus == nil {
 			for j := range a.Devices {
+				if a.OPCUA != nil {
+					names = append(names, a.Devices[j].ID)
+				}
 				if a.Devices[j].ID == name {
-					return modbus.Config{}, fmt.Errorf("the device %s is no Modbus device; 'fieldferry tail devices/%s/#' shows what it publishes", name, name)
+					return modbus.Config{}, fmt.Errorf("the device %s is neither a Modbus nor an OPC UA device; 'fieldferry tail devices/%s/#' shows what it publishes", name, name)
+				}
+				if a.Serial != nil {
+					names = append(names, a.Devices[j].ID)
 				}
 			}
 			continue

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/fieldferry/fieldferry/adapters/modbus"
+	"github.com/fieldferry/fieldferry/adapters/opcua"
 	"github.com/fieldferry/fieldferry/gateway"
 	"github.com/fieldferry/fieldferry/gateway/config"
 )
@@ -69,7 +70,57 @@ type linkPlan struct {
 	ValuesPerSecond   float64       `json:"valuesPerSecond"`
 	Share             *float64      `json:"share,omitempty"` // of a serial line's time
 	Requests          []requestPlan `json:"requests"`
+	Asks              []askPlan     `json:"asks,omitempty"` // of a serial line that speaks no Modbus
+	Told              []toldPlan    `json:"told,omitempty"` // of an OPC UA server
 }
+
+// toldPlan is what a server tells of a device at one rate, or is asked for.
+type toldPlan struct {
+	Device     string   `json:"device"`
+	EveryMs    float64  `json:"everyMs"`
+	SamplingMs float64  `json:"samplingMs,omitempty"` // 0: it is asked
+	Points     []string `json:"points"`
+}
+
+// opcuaPlan is that of a server. It is not known how often its values change; what is
+// counted is what they can be at most.
+func opcuaPlan(c *config.Config, a *config.Adapter) (linkPlan, error) {
+	oc := gateway.OPCUAConfig(c, a, nil)
+	if _, err := opcua.New(oc); err != nil {
+		return linkPlan{}, fmt.Errorf("%s: adapter %s: %w", a.Pos, a.Name, err)
+	}
+	p := linkPlan{Name: oc.Name, Address: oc.Endpoint, Devices: len(oc.Devices), Requests: []requestPlan{}}
+	for i := range oc.Devices {
+		d := &oc.Devices[i]
+		at := map[time.Duration]int{}
+		for j := range d.Points {
+			pt := &d.Points[j]
+			if pt.Hidden || pt.Call != "" {
+				continue
+			}
+			n, ok := at[pt.Every]
+			if !ok {
+				n = len(p.Told)
+				at[pt.Every] = n
+				t := toldPlan{Device: d.Device.Name, EveryMs: milliseconds(pt.Every), SamplingMs: milliseconds(d.Sampling)}
+				if oc.Poll {
+					t.SamplingMs = 0
+				}
+				p.Told = append(p.Told, t)
+				p.RequestsPerSecond += 1 / pt.Every.Seconds()
+			}
+			p.Told[n].Points = append(p.Told[n].Points, pt.Point.Name)
+			rate := pt.Every
+			if !oc.Poll {
+				rate = d.Sampling
+			}
+			p.ValuesPerSecond += 1 / rate.Seconds()
+		}
+	}
+	return p, nil
+}
+
+func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 
 type requestPlan struct {
 	Device   string   `json:"device"`
@@ -89,6 +140,25 @@ func planOf(c *config.Config) (*plan, error) {
 	}
 	for i := range c.Adapters {
 		a := &c.Adapters[i]
+		if a.Serial != nil {
+			p, err := planSerial(a)
+			if err != nil {
+				return nil, fmt.Errorf("%s: adapter %s: %w", a.Pos, a.Name, err)
+			}
+			all.RequestsPerSecond += p.RequestsPerSecond
+			all.ValuesPerSecond += p.ValuesPerSecond
+			all.Links = append(all.Links, p)
+			continue
+		}
+		if a.OPCUA != nil {
+			p, err := opcuaPlan(c, a)
+			if err != nil {
+				return nil, err
+			}
+			all.RequestsPerSecond += p.RequestsPerSecond
+			all.ValuesPerSecond += p.ValuesPerSecond
+			all.Links = append(all.Links, p)
+		}
 		if a.Modbus == nil {
 			continue
 		}
@@ -126,6 +196,12 @@ func planOf(c *config.Config) (*plan, error) {
 
 func (p *plan) print(w io.Writer) error {
 	for _, l := range p.Links {
+		if l.Told != nil {
+			if err := l.printTold(w); err != nil {
+				return err
+			}
+			continue
+		}
 		fmt.Fprintf(w, "%s  %s  %s, %.4g requests and %.4g values a second", l.Name, l.Address, count(l.Devices, "device"), l.RequestsPerSecond, l.ValuesPerSecond)
 		if l.Share != nil {
 			fmt.Fprintf(w, ", %.0f %% of the line's time with units that answer after 10 ms", *l.Share*100)
@@ -134,6 +210,12 @@ func (p *plan) print(w io.Writer) error {
 			}
 		}
 		fmt.Fprintln(w)
+		if l.Asks != nil {
+			if err := printAsks(w, l.Asks); err != nil {
+				return err
+			}
+			continue
+		}
 		t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 		fmt.Fprintln(t, "  DEVICE\tUNIT\tFUNCTION\tADDRESSES\tEVERY\tPOINTS")
 		for _, r := range l.Requests {
@@ -213,6 +295,25 @@ func hours(h float64) string {
 		return fmt.Sprintf("%.3g days", h/24)
 	}
 	return fmt.Sprintf("%.3g hours", h)
+}
+
+// printTold shows what an OPC UA server tells.
+func (l *linkPlan) printTold(w io.Writer) error {
+	fmt.Fprintf(w, "%s  %s  %s, %.4g values a second at most\n", l.Name, l.Address, count(l.Devices, "device"), l.ValuesPerSecond)
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "  DEVICE\tEVERY\tSAMPLED\tPOINTS")
+	for _, r := range l.Told {
+		sampled := "polled"
+		if r.SamplingMs > 0 {
+			sampled = fmt.Sprint(time.Duration(r.SamplingMs * float64(time.Millisecond)))
+		}
+		fmt.Fprintf(t, "  %s\t%s\t%s\t%s\n", r.Device, time.Duration(r.EveryMs*float64(time.Millisecond)), sampled, shorten(r.Points))
+	}
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintln(w)
+	return err
 }
 
 // printWay prints the way of a bridge.

@@ -18,28 +18,31 @@ import (
 
 func readCommand() *cobra.Command {
 	var to target
+	var server opcuaTarget
 	var asJSON bool
 	var unit uint8
 	var as, order string
 	var n uint16
 	cmd := &cobra.Command{
-		Use:   "read {FILE DEVICE [POINT…] | ADDRESS TABLE NUMBER}",
-		Short: "Read a Modbus device, with a site file or without",
+		Use:   "read {FILE DEVICE [POINT…] | ADDRESS TABLE NUMBER | opc.tcp://HOST NODE…}",
+		Short: "Read a Modbus, OPC UA or serial device, with a site file or without",
 		Long: `read asks a device once and prints what it holds.
 
 With a site file it reads the points of a device of it, all of them or those that
-are named. With an address it needs no file: the table is holding, input, coil or
+are named. A serial device that talks unasked is waited for, ten times its timeout. With an address it needs no file: the table is holding, input, coil or
 discrete, and the number counts from 0, as on the wire. --as all shows the registers
 there in every type and order side by side, and those one before and one after, for
-when a manual leaves that open.
+when a manual leaves that open. With the address of an OPC UA server it reads nodes.
 
   fieldferry read site.yaml em-0001 voltage-l1
   fieldferry read 10.4.1.7 --unit 1 holding 100 --as all
-  fieldferry read /dev/ttyUSB0 --baud 9600 --unit 7 input 1 --as float32 --order CDAB`,
+  fieldferry read /dev/ttyUSB0 --baud 9600 --unit 7 input 1 --as float32 --order CDAB
+  fieldferry read opc.tcp://10.4.1.9:4840 "ns=2;s=Pump.Speed"`,
 		Args: args(cobra.MinimumNArgs(2)),
 	}
 	f := cmd.Flags()
 	to.flags(f, time.Second)
+	server.flags(f, &to.tls)
 	f.BoolVar(&asJSON, "json", false, "print JSON")
 	f.Uint8VarP(&unit, "unit", "u", 1, "the `NUMBER` of the device on the line or behind the host")
 	f.StringVar(&as, "as", "", "the `TYPE` of what the registers hold, as in a site file, or all")
@@ -51,6 +54,9 @@ when a manual leaves that open.
 		out := cmd.OutOrStdout()
 		if isSiteFile(args[0]) {
 			return readSite(ctx, out, cmd.ErrOrStderr(), args[0], args[1], args[2:], asJSON)
+		}
+		if isOPCUA(args[0]) {
+			return readNodes(ctx, out, &server, args[0], args[1:], asJSON)
 		}
 		if len(args) != 3 {
 			return usageError{fmt.Errorf("%s: give an address, a table and a number, as 10.4.1.7 holding 100; or a site file and a device", cmd.CommandPath())}
@@ -90,18 +96,23 @@ func readSite(ctx context.Context, out, stderr io.Writer, path, device string, p
 	if err != nil {
 		return err
 	}
-	mc, err := siteDevice(c, device)
-	if err != nil {
-		return err
-	}
-	client, err := dial(ctx, mc)
-	if err != nil {
-		return err
-	}
-	defer client.Close()
-	samples, err := client.Read(ctx, device, points)
-	if len(samples) == 0 {
-		return explainModbus(err)
+	var samples []adapters.Sample
+	if sc := serialDevice(c, device); len(sc.Devices) > 0 {
+		if samples, err = readSerial(ctx, sc, device, points); err != nil {
+			fmt.Fprintln(stderr, err)
+		}
+		if len(samples) == 0 {
+			return errNo
+		}
+	} else {
+		client, explain, derr := dialDevice(ctx, c, device)
+		if derr != nil {
+			return derr
+		}
+		defer client.Close()
+		if samples, err = client.Read(ctx, device, points); len(samples) == 0 {
+			return explain(err)
+		}
 	}
 	if err := printSamples(out, samples, asJSON); err != nil {
 		return err

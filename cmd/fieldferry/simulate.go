@@ -29,16 +29,17 @@ func simulateCommand() *cobra.Command {
 	var port int
 	cmd := &cobra.Command{
 		Use:   "simulate FILE",
-		Short: "Serve the Modbus devices of a site file, with faults on request",
-		Long: `simulate serves the Modbus devices of a site file with values that move, until it
+		Short: "Serve the Modbus and serial devices of a site file, with faults on request",
+		Long: `simulate serves the devices of a site file with values that move, until it
 gets SIGTERM or SIGINT. An address of this machine (127.0.0.1) is served as it is;
 any other on 127.0.0.1, on ports from --port on; a serial port that does not exist
 is made as a pseudo terminal with a link of that name. It prints what is served
-where.
+where. A serial device that speaks no Modbus says what its simulate: has, with the
+numbers of its points in it.
 
 --fault gives a device a fault, and may be repeated: dead, slow:DURATION, late:DURATION,
 exception:CODE, drop, truncated, duplicate, bytewise, wrong-unit, wrong-function,
-wrong-transaction, wrong-crc.
+wrong-transaction, wrong-crc, noise. With drop, a serial port is away for a second.
 
   fieldferry simulate site.yaml --fault em-0002=dead --fault em-0003=slow:300ms`,
 		Args: args(cobra.MaximumNArgs(1)),
@@ -107,6 +108,8 @@ func parseFault(word string) (device string, f simulate.Fault, err error) {
 		f.WrongTransaction = true
 	case "wrong-crc":
 		f.WrongCRC = true
+	case "noise":
+		f.Noise = true
 	default:
 		return "", f, fmt.Errorf("--fault: there is no fault %q; run 'fieldferry simulate --help' for them", kind)
 	}
@@ -118,8 +121,16 @@ func simulateSite(ctx context.Context, c *config.Config, faults map[string]simul
 	served := 0
 	for i := range c.Adapters {
 		a := &c.Adapters[i]
+		if a.Serial != nil {
+			n, err := simulateSerial(ctx, group, a, faults, &port, out)
+			if err != nil {
+				return errors.Join(err, ended(group, ctx))
+			}
+			served += n
+			continue
+		}
 		if a.Modbus == nil {
-			fmt.Fprintf(out, "%s: not served; only Modbus devices are\n", a.Name)
+			fmt.Fprintf(out, "%s: not served; only Modbus and serial devices are\n", a.Name)
 			continue
 		}
 		for _, mc := range gateway.ModbusConfigs(a, nil) {
@@ -145,7 +156,7 @@ func simulateSite(ctx context.Context, c *config.Config, faults map[string]simul
 		fmt.Fprintf(out, "--fault %s: there is no such device\n", name)
 	}
 	if served == 0 {
-		return errors.New("the site file has no Modbus devices")
+		return errors.New("the site file has no devices that can be simulated")
 	}
 	return group.Wait()
 }

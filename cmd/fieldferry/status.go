@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -153,6 +154,13 @@ func printStatus(to io.Writer, s *gateway.Status, now time.Time) error {
 		fmt.Fprintf(w, "adapter\t%s\t%s\n", a.Name, text)
 		if n := a.LinkCounts; n != nil && !n.Connected && n.LastError != "" {
 			fmt.Fprintf(w, "\t\t%s\n", n.LastError)
+		}
+		for i := range a.Messages {
+			m := &a.Messages[i]
+			fmt.Fprintf(w, "messages\t%s\t%d good, %d other, %d with a wrong check, %d too long, %d cut\n", m.Device, m.Good, m.Other, m.Wrong, m.TooLong, m.Cut)
+			if last, err := hex.DecodeString(m.LastHex); err == nil && m.LastWhat != "" {
+				fmt.Fprintf(w, "\t\tthe last of these, %s, %s: %s\n", m.LastWhat, ago(m.LastTime, now), printable(last))
+			}
 		}
 	}
 	for _, d := range s.Devices {

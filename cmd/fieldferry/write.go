@@ -15,22 +15,31 @@ import (
 
 func writeCommand() *cobra.Command {
 	var asJSON bool
+	var server opcuaTarget
 	cmd := &cobra.Command{
-		Use:   "write FILE DEVICE POINT=VALUE…",
-		Short: "Write points of a Modbus device of a site file",
+		Use:   "write {FILE DEVICE POINT=VALUE… | opc.tcp://HOST NODE VALUE}",
+		Short: "Write points of a device of a site file, or a node of an OPC UA server",
 		Long: `write gives points of a device new values, in order, and prints what it reads back.
 Only points with write: in the site file can be written, within their limits, in
-the unit of the point. VALUE is a number, true, false, a text, or a list as
+the unit of the point; of serial devices those with send:, whose value is true
+unless {value} stands in what is sent. VALUE is a number, true, false, a text, or a list as
 '[1, 2, 3]'; single bits of a point with bits: are written as POINT.BIT=true, and
-the others stay as they are.
+the others stay as they are. A method of an OPC UA server is called by writing its
+arguments to its point: true for none, a list for several; what it returns is printed.
 
-  fieldferry write site.yaml em-0001 setpoint=24.5 mode=auto`,
+  fieldferry write site.yaml em-0001 setpoint=24.5 mode=auto
+  fieldferry write site.yaml press-0001 reset=true
+  fieldferry write opc.tcp://10.4.1.9:4840 "ns=2;s=Pump.Setpoint" 24.5`,
 		Args: args(cobra.MinimumNArgs(3)),
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	server.ownFlags(cmd.Flags())
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		ctx, stop := untilSignal(cmd.Context())
 		defer stop()
+		if isOPCUA(args[0]) {
+			return writeNode(ctx, cmd.OutOrStdout(), &server, args, asJSON)
+		}
 		values, err := assignments(args[2:])
 		if err != nil {
 			return usageError{err}
@@ -39,16 +48,17 @@ the others stay as they are.
 		if err != nil {
 			return err
 		}
-		mc, err := siteDevice(c, args[1])
-		if err != nil {
-			return err
+		var samples []adapters.Sample
+		if sc := serialDevice(c, args[1]); len(sc.Devices) > 0 {
+			samples, err = writeSerial(ctx, sc, args[1], values)
+		} else {
+			client, _, derr := dialDevice(ctx, c, args[1])
+			if derr != nil {
+				return derr
+			}
+			defer client.Close()
+			samples, err = client.Write(ctx, args[1], values)
 		}
-		client, err := dial(ctx, mc)
-		if err != nil {
-			return err
-		}
-		defer client.Close()
-		samples, err := client.Write(ctx, args[1], values)
 		if len(samples) > 0 || asJSON {
 			err = errors.Join(err, printSamples(cmd.OutOrStdout(), samples, asJSON))
 		}

@@ -67,6 +67,10 @@ type Serial struct {
 	Port    string // path of a port, or empty
 	Address string // host:port of a serial server, or empty
 	Line    Line
+	Timeout time.Duration
+	Retries int
+	Settle  time.Duration // wait after opening
+	Pause   time.Duration // wait between requests
 }
 
 // Line is how a serial port is set.
@@ -110,9 +114,14 @@ type Device struct {
 	Sampling time.Duration
 
 	// Serial
-	Request string // empty: it talks unasked
-	Frame   Frame
-	Match   *regexp.Regexp // nil: none
+	Request  string // the bytes, as all that is sent; empty, and no Steps: it talks unasked, and Every may be 0
+	Steps    []SerialStep
+	Silent   time.Duration // 0 is never
+	Frame    Frame
+	Match    *regexp.Regexp // nil: none
+	Split    string         // between columns; empty: there are none
+	Holds    []Hold         // in the order of their places
+	Simulate string         // a message, for fieldferry simulate; may be empty
 
 	broken   bool // it could not be read
 	badType  bool // it has one, which is no good
@@ -122,12 +131,50 @@ type Device struct {
 
 // Frame says where a message of a serial device begins and ends.
 type Frame struct {
-	Pos    Pos
-	Start  string
-	End    string
-	Length int
-	Idle   time.Duration
-	Check  string // "xor", "sum8", "lrc", "crc16" or empty
+	Pos      Pos
+	Start    string // bytes, as all that is sent or received
+	End      string
+	Tail     int    // bytes behind the end
+	Escape   string // one byte
+	Invert   byte
+	Length   int
+	LengthAt *LengthAt // nil: it does not say its length
+	Idle     time.Duration
+	Max      int
+	Check    *FrameCheck // nil: none
+}
+
+// LengthAt is where a message says how long it is.
+type LengthAt struct {
+	At       int
+	Size     int // 1 or 2 bytes
+	LowFirst bool
+	Plus     int
+}
+
+// FrameCheck is the check of a message. What is nil is where such checks mostly
+// are.
+type FrameCheck struct {
+	Kind     string // "xor", "sum8", "lrc", "crc16", "ccitt", "xmodem", "x25" or "ean"
+	Over     *[2]int
+	At       *int
+	Hex      bool
+	LowFirst *bool
+}
+
+// Hold is a place of a message that has certain bytes.
+type Hold struct {
+	At   int
+	Want string
+}
+
+// SerialStep is one thing to do before a device answers, in this order.
+type SerialStep struct {
+	Send, Expect string
+	Frame        *Frame // of the answer; nil: Expect is all of it
+	Baud         int    // 0: as it is
+	Wait         time.Duration
+	Reply        string // of a simulated device; empty: Expect
 }
 
 // Point is one value, or one array of values, of a device. One of Modbus,
@@ -176,13 +223,21 @@ type OPCUAPoint struct {
 	Object string // that has the method
 }
 
-// SerialPoint is a field of what a serial device says, or a thing to tell it.
+// SerialPoint is a value of what a serial device says, or a thing to tell it. One
+// of Field, Column, Chars, At and Send says what.
 type SerialPoint struct {
-	Field  string // a group of the device's Match; empty: the point is a thing to tell
-	As     string // "string", "int64", "float64" or "bool"
-	When   string // the point is true if the field is this; empty: it is the field
-	Send   string
-	Expect string // a good answer to Send begins so; empty: none is waited for
+	Field    string // a group of the device's Match
+	Column   int    // from 1
+	Chars    [2]int // of the text, from 1
+	At       *int   // byte of the whole message
+	As       string // "string", "bool", "int64", "float64"; "hex" and "degrees" of text; the others at a place
+	Bytes    int    // of a string at a place
+	Order    string // "ABCD", "CDAB", "BADC" or "DCBA"
+	When     string // the point is true if the text is this; empty: it is the text
+	UnitFrom string // a group, or the number of a column; empty: none
+	Units    map[string]float64
+	Send     string
+	Expect   string // a good answer to Send begins so; empty: none is waited for
 }
 
 // Range maps raw numbers to values in a straight line.

@@ -35,17 +35,17 @@ var (
 	adapterKeys = map[string][]string{
 		"modbus": {"timeout", "retries", "settle", "pause", "max_gap", "max_registers", "max_bits", "tls", "line"},
 		"opcua":  {"security", "user", "read"},
-		"serial": {"line"},
+		"serial": {"line", "timeout", "retries", "settle", "pause"},
 	}
 	deviceKeys = map[string][]string{
 		"modbus": {"at", "unit_id", "addressing", "order", "max_registers", "max_bits", "every", "points", "points_file", "alerts", "actions"},
 		"opcua":  {"base", "sampling", "every", "points", "points_file", "alerts", "actions"},
-		"serial": {"request", "frame", "match", "every", "points", "points_file", "alerts", "actions"},
+		"serial": {"request", "steps", "silent", "frame", "match", "split", "holds", "simulate", "every", "points", "points_file", "alerts", "actions"},
 	}
 	pointKeys = map[string][]string{
 		"modbus": {"holding", "input", "coil", "discrete", "bytes", "count", "stride", "order", "range", "scale_by", "invalid", "bits", "every"},
 		"opcua":  {"node", "call", "object"},
-		"serial": {"field", "when", "send", "expect"},
+		"serial": {"field", "column", "chars", "at", "bytes", "order", "range", "invalid", "bits", "when", "unit_from", "units", "send", "expect", "every"},
 	}
 )
 
@@ -265,7 +265,7 @@ func (f *field) deviceBody(o *object, a *Adapter, protocol string, dev *Device, 
 // kit decodes what devices that are alike share, or finds it.
 func (f *field) kit(o *object, k *kitReader, alike string) *kit {
 	if alike != "" {
-		alike = strings.Join([]string{k.protocol, alike, dump(o.n, "every", "addressing", "order", "base", "sampling", "match"), fmt.Sprint(k.dev.MaxRegisters, k.dev.MaxBits)}, "\x00")
+		alike = strings.Join([]string{k.protocol, alike, dump(o.n, "every", "addressing", "order", "base", "sampling", "match", "split"), fmt.Sprint(k.dev.MaxRegisters, k.dev.MaxBits, k.dev.Every, k.dev.unasked())}, "\x00")
 		if kit := f.kits[alike]; kit != nil {
 			o.known = append(o.known, "points", "alerts", "actions")
 			return kit

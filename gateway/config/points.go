@@ -146,12 +146,15 @@ func (k *kitReader) conversion(o *object, p *Point, s shape) {
 	}
 	arithmetic := []string{"scale", "offset", "decimals"}
 	if k.protocol == "modbus" {
-		arithmetic = append(arithmetic, "range", "scale_by")
+		arithmetic = append(arithmetic, "scale_by")
 		if p.ScaleBy = o.text("scale_by", ""); p.ScaleBy != "" {
 			k.scales = append(k.scales, scale{p.Name, p.ScaleBy, o.valuePos("scale_by")})
 		}
+	}
+	if k.protocol != "opcua" {
+		arithmetic = append(arithmetic, "range")
 		p.Range = k.valueRange(o.object("range"))
-		p.Bits = k.bits(o.object("bits"), p.Modbus.As, s.width)
+		p.Bits = k.bits(o.object("bits"), p.as(), s.width)
 		for _, n := range o.list("invalid", true) {
 			k.invalid(p, n, s)
 		}
@@ -342,6 +345,17 @@ func (k *kitReader) checkScales(points map[string]*Point) {
 	}
 }
 
+// as is the type of a point that has one.
+func (p *Point) as() string {
+	switch {
+	case p.Modbus != nil:
+		return p.Modbus.As
+	case p.Serial != nil:
+		return p.Serial.As
+	}
+	return ""
+}
+
 // text reports whether what a point has is no number.
 func (p *Point) text() bool {
 	switch {
@@ -350,7 +364,7 @@ func (p *Point) text() bool {
 	case p.Modbus != nil:
 		return p.Modbus.As == "string"
 	case p.Serial != nil:
-		return p.Serial.As == "string" || p.Serial.Field == ""
+		return p.Serial.As == "string" || p.Serial.Send != ""
 	case p.OPCUA != nil:
 		return p.OPCUA.Call != ""
 	}

@@ -149,7 +149,7 @@ func (d *decoder) put(n *node, values map[string]*node, strict bool) *node {
 		name := use[1 : len(use)-1]
 		v := values[name]
 		if v == nil {
-			if unknown == "" {
+			if unknown == "" && name != "value" { // which is put in when it is known
 				unknown = name
 			}
 			return use

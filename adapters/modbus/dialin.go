@@ -7,47 +7,13 @@ import (
 	"net"
 	"os"
 	"time"
+
+	"github.com/fieldferry/fieldferry/adapters/serial/port"
 )
 
 // netGap is for how long nothing comes between two frames of a line that is behind
 // a network connection.
 const netGap = 2 * time.Millisecond
-
-// netPort is a line behind a network connection. A datagram is read in pieces if
-// need be.
-type netPort struct {
-	conn net.Conn
-}
-
-func dialPort(ctx context.Context, network, address string) (port, error) {
-	d := net.Dialer{Timeout: 5 * time.Second}
-	conn, err := d.DialContext(ctx, network, address)
-	if err != nil {
-		return nil, err
-	}
-	return &netPort{conn}, nil
-}
-
-func (p *netPort) read(b []byte, until time.Time) (int, error) {
-	if err := p.conn.SetReadDeadline(until); err != nil {
-		return 0, err
-	}
-	n, err := p.conn.Read(b)
-	if os.IsTimeout(err) {
-		err = nil
-	}
-	return n, err
-}
-
-func (p *netPort) write(b []byte) error {
-	if err := p.conn.SetWriteDeadline(time.Now().Add(5 * time.Second)); err != nil {
-		return err
-	}
-	_, err := p.conn.Write(b)
-	return err
-}
-
-func (p *netPort) close() error { return p.conn.Close() }
 
 // dialIn takes the connections of a modem that dials in. The newest counts: one
 // that broke without a sign is not waited for.
@@ -59,7 +25,7 @@ type dialIn struct {
 
 var errNobody = errors.New("nobody has dialed in")
 
-func (d *dialIn) accept(ctx context.Context) (port, error) {
+func (d *dialIn) accept(ctx context.Context) (port.Port, error) {
 	if d.listener == nil {
 		var lc net.ListenConfig
 		l, err := lc.Listen(ctx, "tcp", d.address)
@@ -83,7 +49,7 @@ func (d *dialIn) accept(ctx context.Context) (port, error) {
 			newest = conn
 			until = time.Now().Add(time.Millisecond) // there may be another one
 		case newest != nil:
-			return &netPort{newest}, nil
+			return port.OfConn(newest), nil
 		case os.IsTimeout(err):
 			return nil, fmt.Errorf("%s: %w", d.listener.Addr(), errNobody)
 		default:
