@@ -56,6 +56,7 @@ func Check(c *config.Config) []config.Problem {
 	for i := range c.Bridges {
 		problems = append(problems, checkWayOut(c, &c.Bridges[i], time.Now())...)
 	}
+	problems = append(problems, alarmProblems(c)...)
 	if h := c.HTTP; h != nil {
 		problems = append(problems, config.Problem{Pos: h.Pos, Text: "http: this version serves /livez, /readyz and /health; the dashboard, REST API and metrics are not in it", Warning: true})
 	}

@@ -277,8 +277,8 @@ func TestAlarmProblems(t *testing.T) {
 		{Alarm: "buffer-fil", Warning: &config.Level{Share: 0.3}},
 		{Alarm: "buffer-age", Critical: &config.Level{Duration: time.Minute}},
 	}}}
-	p := alarmProblems(c)
-	if len(p) != 2 || !strings.Contains(p[0].Text, `there is no alarm "buffer-fil"`) || !strings.Contains(p[1].Text, "critical is 1m, it must be above warning, which is 1h") {
+	p := Check(c) // they are mistakes, not what this version lacks
+	if len(p) != 2 || p[0].Warning || p[1].Warning || !strings.Contains(p[0].Text, `there is no alarm "buffer-fil"`) || !strings.Contains(p[1].Text, "critical is 1m, it must be above warning, which is 1h") {
 		t.Errorf("problems are %v", p)
 	}
 }

@@ -72,7 +72,7 @@ func Open(c *config.Config, o Options) (*Gateway, error) {
 	if o.Clock == nil {
 		o.Clock = log.SystemClock{}
 	}
-	if missing := Unsupported(c); len(missing) > 0 {
+	if missing := append(Unsupported(c), alarmProblems(c)...); len(missing) > 0 {
 		return nil, join(missing)
 	}
 	g := &Gateway{config: c, log: o.Logger, clock: o.Clock, version: o.Version, started: time.Now().UTC(), pid: os.Getpid(), stopLinks: make(chan struct{})}

@@ -16,7 +16,6 @@ func Unsupported(c *config.Config) []config.Problem {
 	if pos, there := c.Position("alarms", "webhook"); there {
 		u.add(pos, "alarms.webhook", "telling a webhook of alarms is")
 	}
-	u.problems = append(u.problems, alarmProblems(c)...)
 	u.broker(c)
 	for i := range c.Adapters {
 		u.adapter(&c.Adapters[i])
