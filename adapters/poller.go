@@ -151,8 +151,13 @@ func (p *Poller) String() string { return p.name }
 
 // Stats returns what was counted so far. It may be called concurrently.
 func (p *Poller) Stats() Stats {
+	failure := ""
+	if text := p.lastError.Load(); text != nil {
+		failure = *text
+	}
 	return Stats{
 		Connected: p.connected.Load(),
+		LastError: failure,
 		Connects:  p.connects.Load(),
 		Polls:     p.polls.Load(),
 		Failed:    p.failed.Load(),

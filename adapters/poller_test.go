@@ -305,6 +305,19 @@ func TestPollerProbesWithinATenth(t *testing.T) {
 	})
 }
 
+func TestPollerSaysWhyItIsNotConnected(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newFakeBus()
+		b.away = time.Hour
+		p := NewPoller("line", b, PollerOptions{})
+		add(p, "a", time.Second)
+		runFor(t, p, b, &log{}, 10*time.Second)
+		if s := p.Stats(); s.Connected || s.LastError != "refused" {
+			t.Errorf("%+v", s)
+		}
+	})
+}
+
 func TestPollerReconnects(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newFakeBus()
@@ -326,6 +339,9 @@ func TestPollerReconnects(t *testing.T) {
 		}
 		if !slices.Equal(gaps, want) {
 			t.Errorf("connected after %v, want %v", gaps, want)
+		}
+		if s := p.Stats(); s.LastError != "" {
+			t.Errorf("it connected, and the last error is %q", s.LastError)
 		}
 		for _, name := range []string{"a", "b"} {
 			if at := b.polls[name][0]; at < back || at > back+openMax {

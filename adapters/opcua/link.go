@@ -87,8 +87,12 @@ func (l *Link) Stats() adapters.Stats {
 	if l.poller != nil {
 		return l.poller.Stats()
 	}
+	l.mu.Lock()
+	failure := l.failure
+	l.mu.Unlock()
 	return adapters.Stats{
 		Connected: l.connected.Load(),
+		LastError: failure,
 		Connects:  l.connects.Load(),
 		Polls:     l.polls.Load(),
 		Failed:    l.failed.Load(),

@@ -32,6 +32,7 @@ type listener struct {
 	down     bool // the last attempt to open the line failed
 
 	running, connected           atomic.Bool
+	lastError                    atomic.Pointer[string] // of opening the line; nil is none
 	connects, readings, failures atomic.Uint64
 	refused                      atomic.Uint64
 	online, offline              atomic.Int64
@@ -98,6 +99,8 @@ func (s *listener) run(ctx context.Context, sink adapters.Sink) error {
 			if ctx.Err() != nil {
 				break
 			}
+			text := err.Error()
+			s.lastError.Store(&text)
 			if !s.down {
 				s.down = true
 				s.log.Warn("cannot connect", "error", err)
@@ -113,6 +116,7 @@ func (s *listener) run(ctx context.Context, sink adapters.Sink) error {
 			s.log.Info("connected")
 		}
 		delay, s.down = 0, false
+		s.lastError.Store(nil)
 		s.connected.Store(true)
 		s.connects.Add(1)
 		err = s.hear(ctx, sink)
@@ -411,7 +415,12 @@ func (s *listener) wait(ctx context.Context, p *plan) error {
 }
 
 func (s *listener) stats() adapters.Stats {
+	failure := ""
+	if text := s.lastError.Load(); text != nil {
+		failure = *text
+	}
 	return adapters.Stats{
+		LastError: failure,
 		Connected: s.connected.Load(),
 		Connects:  s.connects.Load(),
 		Polls:     s.readings.Load() + s.failures.Load(),
