@@ -10,6 +10,7 @@ import (
 	"math"
 	"net"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -64,11 +65,22 @@ wrong-transaction, wrong-crc, noise. With drop, a serial port is away for a seco
 		if err != nil {
 			return err
 		}
+		for name := range wrong {
+			if !hasDevice(c, name) {
+				return usageError{fmt.Errorf("--fault: there is no device %s in %s", name, path)}
+			}
+		}
 		ctx, stop := untilSignal(cmd.Context())
 		defer stop()
 		return simulateSite(ctx, c, wrong, port, cmd.OutOrStdout())
 	}
 	return cmd
+}
+
+func hasDevice(c *config.Config, name string) bool {
+	return slices.ContainsFunc(c.Adapters, func(a config.Adapter) bool {
+		return slices.ContainsFunc(a.Devices, func(d config.Device) bool { return d.ID == name })
+	})
 }
 
 // parseFault reads DEVICE=FAULT.
@@ -153,7 +165,7 @@ func simulateSite(ctx context.Context, c *config.Config, faults map[string]simul
 		}
 	}
 	for name := range faults {
-		fmt.Fprintf(out, "--fault %s: there is no such device\n", name)
+		fmt.Fprintf(out, "--fault %s: it is not served here\n", name)
 	}
 	if served == 0 {
 		return errors.New("the site file has no devices that can be simulated")
