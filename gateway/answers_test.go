@@ -2,9 +2,11 @@ package gateway
 
 import (
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -94,6 +96,41 @@ func TestWhoTakesCommands(t *testing.T) {
 		}
 	}
 	stop()
+}
+
+// Whoever sends a retained command waits for an answer in vain, and finds out why in the
+// log, which no flood of them fills.
+func TestRetainedCommandsAreLogged(t *testing.T) {
+	_, address := devices(t)
+	var lines lockedLines
+	g, stop := startWith(t, site(t, heaterSite, t.TempDir(), "", address, ""), Options{Logger: slog.New(slog.NewTextHandler(&lines, nil))})
+	for range 3 {
+		for _, topic := range []string{"devices/h-1/commands", "devices/ts-1/commands", "devices/h-1/config"} {
+			g.command.copyFor(&localbroker.Message{Topic: topic, Retain: true, ClientID: "app"})
+		}
+	}
+	stop()
+	if text := lines.String(); strings.Count(text, "a retained command is ignored") != 1 || !strings.Contains(text, "topic=devices/h-1/commands") {
+		t.Errorf("the log is\n%s", text)
+	}
+}
+
+// lockedLines takes what a logger writes.
+type lockedLines struct {
+	mu   sync.Mutex // guards text
+	text strings.Builder
+}
+
+func (l *lockedLines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *lockedLines) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
 }
 
 // A command of the upstream is carried out and answered, there and here.

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unicode/utf8"
 
@@ -56,7 +57,8 @@ type commands struct {
 	lost    bool                      // what an earlier process knew of commands
 	old     map[*buffer.Outbox]uint64 // up to where its commands were accepted by an earlier process
 
-	unknown *commandQueue // of devices that are not there
+	unknown  *commandQueue // of devices that are not there
+	retained atomic.Int64  // when a retained command was seen last, in seconds since 1970
 
 	queues map[string]*commandQueue
 
@@ -272,11 +274,17 @@ func commandTopic(name string) (device string, form byte, ok bool) {
 // A retained one is none: it would be carried out again with each subscription.
 func (k *commands) copyFor(m *localbroker.Message) (buffer.Copy, bool) {
 	device, form, ok := commandTopic(m.Topic)
-	if !ok || m.Retain {
+	if !ok {
 		return buffer.Copy{}, false
 	}
 	q := k.queue(device)
 	if q == nil {
+		return buffer.Copy{}, false
+	}
+	if m.Retain {
+		if now := time.Now().Unix(); now-k.retained.Swap(now) >= 60 { // whoever sends one may send many
+			k.log.Warn("a retained command is ignored; publish commands without the retain flag", "topic", m.Topic)
+		}
 		return buffer.Copy{}, false
 	}
 	e := envelope{form: form, device: device, from: command.Issuer{Client: m.ClientID, Username: m.Username}}
