@@ -325,7 +325,11 @@ func (p *Poller) unanswered(j *Job, a Answer, begin time.Duration) {
 		p.jobs.move(other, never)
 	}
 	p.jobs.move(d.jobs[0], now+d.probe.next())
-	p.log.Warn("device offline", "device", d.Name, "reason", a.Reason, "error", a.Err)
+	facts := []any{"device", d.Name, "reason", a.Reason}
+	if a.Err != nil { // without a connection there is none of its own
+		facts = append(facts, "error", a.Err)
+	}
+	p.log.Warn("device offline", facts...)
 }
 
 // tell tells the sink whether a device is online, unless it knows.

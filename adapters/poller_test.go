@@ -1,10 +1,13 @@
 package adapters
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -309,9 +312,13 @@ func TestPollerSaysWhyItIsNotConnected(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newFakeBus()
 		b.away = time.Hour
-		p := NewPoller("line", b, PollerOptions{})
+		var lines bytes.Buffer
+		p := NewPoller("line", b, PollerOptions{Log: slog.New(slog.NewTextHandler(&lines, nil))})
 		add(p, "a", time.Second)
 		runFor(t, p, b, &log{}, 10*time.Second)
+		if text := lines.String(); !strings.Contains(text, `msg="device offline" link=line device=a reason=not-connected`) || strings.Contains(text, "nil") {
+			t.Errorf("the log is\n%s", text)
+		}
 		if s := p.Stats(); s.Connected || s.LastError != "refused" {
 			t.Errorf("%+v", s)
 		}

@@ -114,7 +114,7 @@ func args(check cobra.PositionalArgs) cobra.PositionalArgs {
 			return nil
 		}
 		if _, takes, any := strings.Cut(cmd.Use, " "); any && !cmd.HasSubCommands() {
-			err = fmt.Errorf("write it as %s %s", cmd.CommandPath(), takes)
+			return usageError{fmt.Errorf("write it as %s %s", cmd.CommandPath(), takes)}
 		}
 		return usageError{fmt.Errorf("%s: %w", cmd.CommandPath(), err)}
 	}
