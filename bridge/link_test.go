@@ -66,6 +66,19 @@ func TestServerKeepAliveIsObeyed(t *testing.T) {
 	}, upstreamtest.Script{Limits: packets.Properties{ServerKeepAlive: ptr(uint16(4))}})
 }
 
+// An upstream that ends the connection without a DISCONNECT has not said why.
+func TestClosedWithoutAReason(t *testing.T) {
+	run(t, "cut", Options{}, func(t *testing.T, r *rig) {
+		r.start()
+		time.Sleep(time.Minute)
+		r.up.Cut()
+		r.until("another connection", func() bool { return len(r.up.Connects()) >= 2 && r.bridge.Status().Connected })
+		if s := r.bridge.Status(); !strings.Contains(s.LastError, "the upstream closed the connection and did not say why") {
+			t.Errorf("the error is %q", s.LastError)
+		}
+	}, upstreamtest.Script{}, upstreamtest.Script{})
+}
+
 // A twin with our client id takes the session again and again: the bridge comes
 // back at once after the first time, and then at most once a second, slower and
 // slower.
