@@ -177,6 +177,9 @@ func (f *Folder) readMeta() error {
 		return nil
 	} else if err != nil {
 		return err
+	} else if len(p) == 0 {
+		f.damage = errors.New("it is empty")
+		return nil
 	}
 	if f.temp, err = writeTemp(p); err != nil {
 		return err

@@ -289,6 +289,18 @@ func TestInspectDamage(t *testing.T) {
 	})
 }
 
+// A meta.db without a byte, as a disk that was full leaves one, is damage and no riddle.
+func TestInspectEmptyMeta(t *testing.T) {
+	dir, _, _ := makeFolder(t)
+	if err := os.Truncate(filepath.Join(dir, "meta.db"), 0); err != nil {
+		t.Fatal(err)
+	}
+	s, err := inspect(t, dir).Stats()
+	if err != nil || s.MetaDamage != "it is empty" {
+		t.Errorf("damage %q, %v", s.MetaDamage, err)
+	}
+}
+
 func TestInspectRefuses(t *testing.T) {
 	dir, temp := t.TempDir(), t.TempDir()
 	t.Setenv("TMPDIR", temp) // other processes have such files in the usual one
