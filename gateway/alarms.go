@@ -42,6 +42,7 @@ type alarms struct {
 
 	rejected uint64 // appends that failed, at the last look
 	bridges  []*bridgeLook
+	unlisted func() []alarm.Sample // nil without bridges
 	certs    []certLook
 
 	mu       sync.Mutex       // guards what follows
@@ -95,6 +96,7 @@ func forUpstream(o *buffer.Outbox) bool { return strings.HasPrefix(o.Name(), bri
 // watch has the alarms look at bridges too, each connection by itself: one that is dead
 // among others that are not is to be seen.
 func (a *alarms) watch(bridges []*upstream) {
+	a.unlisted = func() []alarm.Sample { return unlistedSamples(bridges) }
 	for _, u := range bridges {
 		for k := range u.latest() {
 			status := func() bridge.Status { return u.at(k).bridge.Status() }
@@ -186,6 +188,9 @@ func (a *alarms) samples() []alarm.Sample {
 	all = append(all, alarm.Sample{Name: alarm.BufferAge, Value: age.Seconds()}, a.drops())
 	for _, b := range a.bridges {
 		all = append(all, b.samples(time.Now())...)
+	}
+	if a.unlisted != nil {
+		all = append(all, a.unlisted()...)
 	}
 	for _, c := range a.certs {
 		all = append(all, c.samples(time.Now())...)

@@ -2,7 +2,6 @@ package gateway
 
 import (
 	"fmt"
-	"log/slog"
 	"strings"
 	"time"
 
@@ -37,7 +36,7 @@ func Topics(c *config.Config) ([]Carried, error) {
 	all := []Carried{}
 	for i := range c.Bridges {
 		b := &c.Bridges[i]
-		m, err := bridge.NewMapper(mapperOptions(c, b, []bridge.Outboxes{{}}, nobody{}, slog.New(slog.DiscardHandler)))
+		m, err := bridge.NewMapper(mapperOptions(c, b, []bridge.Outboxes{{}}, nobody{}))
 		if err != nil {
 			return nil, fmt.Errorf("%s: bridge %s: %w", b.Pos, b.Name, err)
 		}

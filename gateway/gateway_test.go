@@ -10,6 +10,7 @@ import (
 
 	"github.com/fieldferry/fieldferry/adapters/simulate"
 	"github.com/fieldferry/fieldferry/bridge/upstreamtest"
+	"github.com/fieldferry/fieldferry/gateway/alarm"
 	"github.com/fieldferry/fieldferry/gateway/config"
 	"github.com/fieldferry/fieldferry/localbroker"
 )
@@ -196,13 +197,13 @@ bridges: {cloud: {upstream: [%q]}}
 buffer: {min_free: 1MiB}
 `, t.TempDir(), url)
 	g, _ := start(t, c)
-	told := make(chan error, 2)
+	answers := make(chan error, 2)
 	for _, device := range []string{"ts-2", "ts-1"} {
 		m := &localbroker.Message{Topic: "devices/" + device + "/telemetry", QoS: 1, Urgent: true}
-		if err := g.Broker().Publish(t.Context(), m, stored(told)); err != nil {
+		if err := g.Broker().Publish(t.Context(), m, stored(answers)); err != nil {
 			t.Fatal(err)
 		}
-		if err := <-told; err != nil {
+		if err := <-answers; err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -211,6 +212,18 @@ buffer: {min_free: 1MiB}
 	}
 	if s := g.bridges[0].mapper.Stats(); s.Unknown != 1 {
 		t.Errorf("%d unknown, want 1", s.Unknown)
+	}
+	var told string
+	waitFor(t, "alarm", func() bool {
+		for _, a := range g.alarms.engine.Active() {
+			if a.Name == alarm.DeviceUnlisted && a.Subject == "ts-2" {
+				told = a.Text
+			}
+		}
+		return told != ""
+	})
+	if !strings.Contains(told, "device ts-2 publishes and is not in the site file") || !strings.Contains(told, "mqtt: local") || !strings.Contains(told, "ts-2:") {
+		t.Errorf("the alarm says %q", told)
 	}
 }
 

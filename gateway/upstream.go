@@ -22,11 +22,13 @@ const bridgeOutbox = "bridge/"
 // upstream is a bridge with what belongs to it.
 type upstream struct {
 	*spreading
-	name    string
-	mapper  *bridge.Mapper
-	way     *wayOut
-	taken   *bridge.Taken
-	publish publishFunc // on the local broker, which is made later
+	name   string
+	mapper *bridge.Mapper
+	way    *wayOut
+	taken  *bridge.Taken
+
+	unlisted unlisted
+	publish  publishFunc // on the local broker, which is made later
 }
 
 type publishFunc func(context.Context, *localbroker.Message, buffer.Receipt) error
@@ -90,7 +92,8 @@ func openUpstream(c *config.Config, b *config.Bridge, buf *buffer.Buffer, log *s
 	if waiting {
 		log.Warn("connections has changed again before all was delivered from before the last change; it counts when that is done and the gateway starts again", "connections", len(outboxes))
 	}
-	mo := mapperOptions(c, b, outboxes, buf, log)
+	mo := mapperOptions(c, b, outboxes, buf)
+	mo.Unknown = u.unlisted.add
 	if b.LiveFirst {
 		mo.Live = func(k int) bool { return u.latest()[k].bridge.Live() }
 	}
@@ -174,14 +177,11 @@ type numbered interface {
 	Boot() uint32
 }
 
-func mapperOptions(c *config.Config, b *config.Bridge, outboxes []bridge.Outboxes, of numbered, log *slog.Logger) bridge.MapperOptions {
+func mapperOptions(c *config.Config, b *config.Bridge, outboxes []bridge.Outboxes, of numbered) bridge.MapperOptions {
 	o := bridge.MapperOptions{
 		Gateway: c.Gateway.ID, Org: c.Gateway.Org, Site: c.Gateway.Site,
 		Origin: of.Origin(), Boot: of.Boot(),
 		Topic: b.Topic, Data: make(map[string]bridge.Data), Outboxes: outboxes,
-		Unknown: func(device, yaml string) {
-			log.Warn("a device that is not in the site file is not bridged; add it, for example as this", "device", device, "yaml", yaml)
-		},
 	}
 	for _, d := range b.Data {
 		class, _ := buffer.ParseClass(d.Class) // of what goes down there is none

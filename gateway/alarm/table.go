@@ -16,6 +16,7 @@ const (
 	BridgeDown      = "bridge-down"
 	BridgeTwin      = "bridge-twin"
 	BridgeParked    = "bridge-parked"
+	DeviceUnlisted  = "device-unlisted"
 
 	CertificateFiles  = "certificate-files"
 	CertificateExpiry = "certificate-expiry"
@@ -56,6 +57,10 @@ func Table() []Rule {
 			Name: BridgeParked, Unit: Count, Warning: 1,
 			Text: "the upstream of bridge {subject} has just refused {value} messages for good: see the log for why and " +
 				"`fieldferry buffer export --parked` for which; check the access rules of the upstream, and the topic in the site file",
+		},
+		{
+			Name: DeviceUnlisted, Unit: Count, Warning: 1,
+			Text: "device {subject} publishes and is not in the site file, so nothing of it goes upstream: add it below adapters, for example as\n{detail}\nand start the gateway again; or keep it from publishing below devices/",
 		},
 		{
 			Name: CertificateFiles, Unit: Count, Critical: 1, For: 10 * time.Second, // cert and key are seldom replaced at one stroke
