@@ -124,6 +124,7 @@ type key struct{ name, subject string }
 // state is how an alarm stands. Severity is 0 while it is not raised.
 type state struct {
 	Alarm
+	detail            string
 	warning, critical level
 }
 
@@ -279,7 +280,10 @@ func (e *Engine) observe(now time.Time, sample *Sample) (Kind, *state) {
 			s.Threshold = r.Critical
 		}
 	}
-	s.Text = r.text(s, sample.Detail)
+	if severity != 0 || sample.Detail != "" {
+		s.detail = sample.Detail // what is over has no details of its own
+	}
+	s.Text = r.text(s, s.detail)
 	switch {
 	case was == 0:
 		s.Since = now

@@ -366,3 +366,21 @@ func TestAlarmAsJSON(t *testing.T) {
 		t.Error("it takes any severity")
 	}
 }
+
+// What is told when an alarm is over names what it was about.
+func TestClearedTextHasItsDetail(t *testing.T) {
+	e, err := New(Options{Rules: []Rule{{Name: "files", Unit: Count, Critical: 1, Text: "{subject}: {detail}"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var texts []string
+	defer e.Listen(func(ev Event) { texts = append(texts, ev.Kind.String()+" "+ev.Text) })()
+	now := time.Now()
+	e.Observe(now, Sample{Name: "files", Subject: "cloud", Value: 1, Detail: "key and certificate do not fit"})
+	e.Observe(now, Sample{Name: "files", Subject: "cloud", Value: 1, Detail: "it is half written"})
+	e.Observe(now, Sample{Name: "files", Subject: "cloud"})
+	want := []string{"raised cloud: key and certificate do not fit", "cleared cloud: it is half written"}
+	if !slices.Equal(texts, want) {
+		t.Errorf("%q, want %q", texts, want)
+	}
+}
