@@ -526,17 +526,11 @@ far (a round trip of 50 ms), backlog (what an outage has left, while more comes 
 					return usageError{fmt.Errorf("there is no part %q: use some of %s", p, strings.Join(all, ", "))}
 				}
 			}
-			dir, err := os.MkdirTemp(b.dir, "fieldbench-")
+			remove, err := b.beginIn(b.dir)
 			if err != nil {
 				return err
 			}
-			defer os.RemoveAll(dir)
-			if b.dir, err = filepath.Abs(dir); err != nil {
-				return err
-			}
-			if err := b.begin(); err != nil {
-				return err
-			}
+			defer remove()
 			measure := map[string]func(context.Context) error{"rates": b.measureRates, "tls": b.measureTLS, "through": b.measureThrough, "far": b.measureFar, "backlog": b.measureBacklog}
 			for _, p := range all {
 				if len(parts) > 0 && !slices.Contains(parts, p) {

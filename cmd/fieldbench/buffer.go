@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -181,6 +182,23 @@ func (b *bench) begin() (err error) {
 	b.report = report{CPUs: runtime.NumCPU(), Go: runtime.Version(), Messages: messageBytes}
 	b.report.SyncP50, err = syncTime(b.dir)
 	return err
+}
+
+// beginIn is begin with a folder below dir of its own for all that is measured; remove
+// takes it away.
+func (b *bench) beginIn(dir string) (remove func(), err error) {
+	if dir, err = os.MkdirTemp(dir, "fieldbench-"); err != nil {
+		return nil, err
+	}
+	remove = func() { os.RemoveAll(dir) }
+	if b.dir, err = filepath.Abs(dir); err == nil {
+		err = b.begin()
+	}
+	if err != nil {
+		remove()
+		return nil, err
+	}
+	return remove, nil
 }
 
 // end prints the figures; the error is errMissed if one misses its limit.

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -45,17 +44,11 @@ arrives; processor time and memory are the gateway's alone.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			b.out = cmd.ErrOrStderr()
-			dir, err := os.MkdirTemp(b.dir, "fieldbench-")
+			remove, err := b.beginIn(b.dir)
 			if err != nil {
 				return err
 			}
-			defer os.RemoveAll(dir)
-			if b.dir, err = filepath.Abs(dir); err != nil {
-				return err
-			}
-			if err := b.begin(); err != nil {
-				return err
-			}
+			defer remove()
 			for _, c := range []struct {
 				name     string
 				every    time.Duration

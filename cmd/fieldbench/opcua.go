@@ -51,17 +51,11 @@ not, and how soon they are good again.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			b.out = cmd.ErrOrStderr()
-			dir, err := os.MkdirTemp(b.dir, "fieldbench-")
+			remove, err := b.beginIn(b.dir)
 			if err != nil {
 				return err
 			}
-			defer os.RemoveAll(dir)
-			if b.dir, err = filepath.Abs(dir); err != nil {
-				return err
-			}
-			if err := b.begin(); err != nil {
-				return err
-			}
+			defer remove()
 			if err := b.measure(cmd.Context()); err != nil {
 				return err
 			}
